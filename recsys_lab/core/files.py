@@ -85,7 +85,7 @@ def atomic_folder(
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
-
+# %% ../../nbs/00_core/00_files.ipynb #7458adf8
 def _swap(new: Path, target: Path):
     "Put `new` in the place of `target`; the old one is removed last"
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
