@@ -197,6 +197,8 @@ _AXIS = {
     "zeroline": False,
     "title": {"standoff": 12, "font": {"size": 13, "color": MUTED}},
 }
+
+# %% ../../nbs/00_core/04_display.ipynb #0734fbcf
 LAYOUT = {
     "font": {"family": FONT, "size": 13, "color": INK},
     "title": {
