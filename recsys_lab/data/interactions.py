@@ -164,6 +164,7 @@ def from_codes(
     item_ids=None,  # Original ids by code; None: the codes themselves
     columns: dict | None = None,  # Further columns by name
     order_by: np.ndarray | None = None,  # Finer times that decide the order, such as milliseconds
+    row: np.ndarray | None = None,  # Original row numbers, rising; None: 0, 1, 2 ...
     dropped: dict | None = None,  # Rows left out before, by reason
 ) -> Interactions:
     "Sort coded rows by (user, time, row)"
@@ -173,10 +174,10 @@ def from_codes(
     times = np.zeros(len(user), np.int64) if time is None else np.asarray(time, np.int64)
     key = times if order_by is None else np.asarray(order_by)
     order = np.lexsort((key, user))
-    offsets = _offsets(user, len(user_ids))
     more = {k: np.asarray(v)[order] for k, v in (columns or {}).items()}
-    sorted_rows = (user[order], item[order], times[order], order.astype(np.int64), offsets)
-    return cls(*sorted_rows, user_ids, item_ids, more, time is not None, dict(dropped or {}))
+    number = (order if row is None else np.asarray(row)[order]).astype(np.int64)
+    rows = (user[order], item[order], times[order], number, _offsets(user, len(user_ids)))
+    return cls(*rows, user_ids, item_ids, more, time is not None, dict(dropped or {}))
 
 # %% ../../nbs/10_data/00_interactions.ipynb #327de39c
 @patch
