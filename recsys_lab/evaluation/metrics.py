@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/20_evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'ndcg', 'recall', 'hitrate', 'precision', 'mrr', 'average_precision', 'parse_metric', 'metric_table',
-           'topk', 'hits_of', 'auc', 'logloss', 'rmse']
+           'threaded', 'sorted_csr', 'topk', 'hits_of', 'auc', 'logloss', 'rmse']
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #1a9065cf
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +174,7 @@ def _topk_rows(scores, indptr, indices, start, stop, out):
     return nans
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #af431cb4
-def _threaded(kernel, n: int, *args) -> int:
+def threaded(kernel, n: int, *args) -> int:
     "Run `kernel(*args[:-1], start, stop, args[-1])` on slabs of rows in threads; sum of its results"
     threads = max(1, min(config.NUMBA_NUM_THREADS, n // 64))
     cuts = [n * t // threads for t in range(threads + 1)]
@@ -185,7 +185,7 @@ def _threaded(kernel, n: int, *args) -> int:
         return sum(pool.map(lambda s: kernel(*args[:-1], *s, args[-1]), slabs))
 
 
-def _sorted_csr(x, shape: tuple, name: str) -> tuple[np.ndarray, np.ndarray]:
+def sorted_csr(x, shape: tuple, name: str) -> tuple[np.ndarray, np.ndarray]:
     "Row pointers and sorted item codes of a sparse matrix of the right shape"
     if x is None:
         return np.zeros(shape[0] + 1, np.int64), np.zeros(0, np.int32)
@@ -208,9 +208,9 @@ def topk(
     if scores.dtype not in (np.float32, np.float64):
         scores = scores.astype(np.float32 if scores.dtype.itemsize < 4 else np.float64)
     scores = np.ascontiguousarray(scores)
-    indptr, indices = _sorted_csr(seen, scores.shape, "seen")
+    indptr, indices = sorted_csr(seen, scores.shape, "seen")
     out = np.empty((len(scores), k), np.int32)
-    if nans := _threaded(_topk_rows, len(scores), scores, indptr, indices, out):
+    if nans := threaded(_topk_rows, len(scores), scores, indptr, indices, out):
         raise ValueError(f"scores holds {nans} NaN among {scores.size}: did the model diverge?")
     return out
 
@@ -237,9 +237,9 @@ def hits_of(
 ) -> np.ndarray:  # bool, shape (n, K)
     "Which listed items are in the truth?"
     top = np.ascontiguousarray(top, dtype=np.int32)
-    indptr, indices = _sorted_csr(truth, (len(top), truth.shape[1]), "truth")
+    indptr, indices = sorted_csr(truth, (len(top), truth.shape[1]), "truth")
     out = np.zeros(top.shape, bool)
-    _threaded(_hit_rows, len(top), top, indptr, indices, out)
+    threaded(_hit_rows, len(top), top, indptr, indices, out)
     return out
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #87a93ae8
