@@ -51,7 +51,7 @@ def histories(rows):
     order = np.lexsort((rows["timestamp"], rows["user"]))
     users, starts = np.unique(rows["user"].to_numpy()[order], return_index=True)
     items = rows["item"].to_numpy()[order]
-    return dict(zip(users, np.split(items, starts[1:])))
+    return dict(zip(users, np.split(items, starts[1:]), strict=True))
 
 
 def training_targets(train, window):
@@ -66,7 +66,7 @@ def held_out_targets(rows, before, window):
     if cold := set(rows["user"]) - set(before):
         raise ValueError(f"{len(cold)} of {rows['user'].nunique()} users have a target but no history "
                          f"(user {min(cold)} first); leave them out of the split for a sequence model")
-    for user, item in zip(rows["user"], rows["item"]):
+    for user, item in zip(rows["user"], rows["item"], strict=True):
         yield user, before[user][-window:], item
 
 

@@ -12,9 +12,8 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
-from scipy.sparse import csr_matrix
-
 from recbole_files import NAME, write_pairs, write_sequences
+from scipy.sparse import csr_matrix
 
 METRICS = ["NDCG", "Recall", "Hit", "Precision", "MRR", "MAP"]
 CUTS = [5, 10, 20]
