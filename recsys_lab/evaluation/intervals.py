@@ -61,9 +61,10 @@ def bootstrap(
         )
     x = table.to_numpy(np.float64)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.nanquantile(resampled_means(x, resamples, seed), tails, axis=0)
-    value = [exact_mean(column) for column in x.T]
-    n = (~np.isnan(x)).sum(0)
+    value, n = [exact_mean(column) for column in x.T], (~np.isnan(x)).sum(0)
+    low, high = np.full((2, x.shape[1]), np.nan)
+    means = resampled_means(x[:, n > 0], resamples, seed)
+    low[n > 0], high[n > 0] = np.nanquantile(means, tails, axis=0)
     return pd.DataFrame(
         {"metric": list(table.columns), "value": value, "low": low, "high": high, "n": n}
     )
