@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/render.html.md"""
 __all__ = ['formula', 'markdown', 'visible', 'static', 'notebook_body', 'render_notebook', 'run_library']
 
 # %% ../../nbs/80_reporting/03_render.ipynb #03895998
+import ast
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from jinja2 import pass_context
 from latex2mathml.converter import convert as mathml
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat.v4.rwbase import rejoin_lines
 
 from ..core.display import escape
 from ..core.files import atomic_write
@@ -62,6 +64,15 @@ def markdown(
 _DIRECTIVE = re.compile(r"^\s*#\|\s*(\w+).*$", re.M)
 
 
+def _only_imports(source: str) -> bool:
+    "Does a cell hold imports and nothing else?"
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic command
+        return False
+    return len(body) > 3 and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body)
+
+
 def visible(
     nb,  # A notebook
 ):  # A copy
@@ -77,6 +88,8 @@ def visible(
             cell.source = _DIRECTIVE.sub("", cell.source).strip("\n")
             if "hide_input" in words:
                 cell.source = ""
+            if _only_imports(cell.source):
+                cell.metadata["fold"] = "Imports"
         if cell.source.strip() or cell.get("outputs"):
             kept.append(cell)
     nb.cells = kept
@@ -116,9 +129,10 @@ _TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 {% block codecell %}<div class="rl-cell" id="cell-{{ cell.id }}">{{ super.super() }}</div>
 {% endblock %}
 {% block input_group -%}{%- if cell.source.strip() -%}
-{%- if resources.fold %}<details class="rl-code"><summary>{{ resources.fold }}</summary>{% endif -%}
+{%- set handle = cell.metadata.get('fold') or resources.fold -%}
+{%- if handle %}<details class="rl-code"><summary>{{ handle }}</summary>{% endif -%}
 {{ cell.source | highlight_code(metadata=cell.metadata) }}
-{%- if resources.fold %}</details>{% endif -%}{%- endif -%}{%- endblock %}
+{%- if handle %}</details>{% endif -%}{%- endif -%}{%- endblock %}
 {% block output_group %}{{ super.super() }}{% endblock %}
 {% block output %}<div class="rl-out{% if output.output_type == 'error' %} rl-err{% endif %}
 {%- if output.name == 'stderr' %} rl-warn{% endif %}">{{ super.super() }}</div>{% endblock %}
@@ -259,8 +273,7 @@ def _read(path):
     nb = nbformat.from_dict(json.loads(Path(path).read_text()))
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
-        cell.source = "".join(cell.source)
-    return nb
+    return rejoin_lines(nb)
 
 # %% ../../nbs/80_reporting/03_render.ipynb #6b16aece
 def run_library(
@@ -270,8 +283,11 @@ def run_library(
 ) -> str:  # Empty, or why it failed
     "Run a library notebook and keep its outputs in place"
     env = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype", "RECSYS_LAB_ROOT": str(project)}
-    command = [sys.executable, "-c", "from nbdev.test import nbdev_test; nbdev_test()"]
-    command += [str(notebook), "--n-workers", "0", "--save"]
+    env["PYTHONPATH"] = str(project)
+    code = (
+        "import sys; from nbdev.test import nbdev_test as t; t(sys.argv[1], n_workers=0, save=True)"
+    )
+    command = [sys.executable, "-c", code, str(notebook)]
     done = subprocess.run(
         command, cwd=project, env=env, capture_output=True, text=True, timeout=timeout
     )
