@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/95_cli/doctor.html.md"""
 
 # %% auto #0
 __all__ = ['CHECKS', 'Finding', 'search_path', 'run_quietly', 'pins', 'drift', 'check_python', 'check_packages', 'check_system',
-           'check_device', 'check_parameters', 'check_data', 'check_mirror', 'check_git', 'check_pipeline', 'examine']
+           'check_device', 'check_parameters', 'check_mirror', 'check_data', 'check_git', 'check_pipeline', 'examine']
 
 # %% ../../nbs/95_cli/00_doctor.ipynb #26d54cf4
 import importlib.metadata as metadata
@@ -42,7 +42,7 @@ def search_path() -> str:  # A value for PATH
     "Programs of this environment first, whether or not it was activated"
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
-
+# %% ../../nbs/95_cli/00_doctor.ipynb #b0370446
 def run_quietly(
     *command: str,  # Program and arguments
     timeout: float = 60,  # Seconds after which it counts as failed
@@ -159,6 +159,15 @@ def check_parameters() -> Iterator[Finding]:
         yield Finding("ok", "params", f"{len(p.protocol)} protocols, {len(p.model)} models")
 
 
+def check_mirror() -> Iterator[Finding]:
+    "The folder that further data sets come from, if one is set"
+    if given := os.environ.get("RECSYS_LAB_MIRROR"):
+        if Path(given).is_dir():
+            yield Finding("ok", "mirror", given)
+        else:
+            yield Finding("wrong", "mirror", f"{given} is no folder", "unset RECSYS_LAB_MIRROR")
+
+# %% ../../nbs/95_cli/00_doctor.ipynb #4dd0d893
 def check_data() -> Iterator[Finding]:
     "Data sets in data/, file by file"
     from recsys_lab.data.sources import EMBEDDED, SOURCES, data_folder, faults
@@ -176,15 +185,6 @@ def check_data() -> Iterator[Finding]:
             yield Finding("wrong", "data", f"{key}: {wrong[0]}{more}", f"recsys-lab fetch {key}")
         else:
             yield Finding("ok", "data", f"{key}: {len(entry.files)} files whole")
-
-
-def check_mirror() -> Iterator[Finding]:
-    "The folder that further data sets come from, if one is set"
-    if given := os.environ.get("RECSYS_LAB_MIRROR"):
-        if Path(given).is_dir():
-            yield Finding("ok", "mirror", given)
-        else:
-            yield Finding("wrong", "mirror", f"{given} is no folder", "unset RECSYS_LAB_MIRROR")
 
 # %% ../../nbs/95_cli/00_doctor.ipynb #e84da20d
 def check_git() -> Iterator[Finding]:

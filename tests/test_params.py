@@ -1,0 +1,77 @@
+"Parameters are checked, and the small set has the shape of the real one"
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recsys_lab.core.params import Params, ParamsError, check_params, params
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL, SMALL = (yaml.safe_load((ROOT / f).read_text()) for f in ("params.yaml", "params.ci.yaml"))
+
+
+@pytest.mark.parametrize("raw", [REAL, SMALL], ids=["params.yaml", "params.ci.yaml"])
+def test_valid(raw):
+    p = check_params(raw)
+    assert set(p.run) <= set(p.protocol)
+    assert {m for models in p.run.values() for m in models} <= set(p.model)
+    for name, models in p.run.items():
+        assert len(set(models)) == len(models), f"run.{name} names a model twice"
+        assert p.protocol[name].dataset in p.embedded, f"run.{name} needs data that is not fetched"
+
+
+def test_the_small_set_has_the_same_shape():
+    assert set(SMALL) == set(REAL)
+    for section in ("protocol", "run", "model"):
+        assert set(SMALL[section]) == set(REAL[section]), section
+    for name, protocol in SMALL["protocol"].items():
+        assert protocol["dataset"] == REAL["protocol"][name]["dataset"]
+        assert protocol["split"] == REAL["protocol"][name]["split"]
+    for name, models in SMALL["run"].items():
+        assert set(models) <= set(REAL["run"][name]), f"run.{name}"
+
+
+def test_keys_can_be_joined():
+    "DVC joins keys with a hyphen and a file name is made of them"
+    for key in [*REAL["protocol"], *REAL["model"]]:
+        assert re.fullmatch(r"[a-z][a-z0-9_]*(-[a-z0-9_]+)*", key), key
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("sede",), 1, "did you mean 'seed'"),
+        (("evaluate", "bootstap"), 1, "did you mean 'bootstrap'"),
+        (("protocol", "ml100k-time", "min_ratng"), 1, "did you mean 'min_rating'"),
+        (("protocol", "ml100k-time", "split"), "tiem", "protocol.ml100k-time.split"),
+        (("protocol", "ml100k-time", "test"), 1.5, "less than 1"),
+        (("evaluate", "block"), 0, "greater than or equal to 1"),
+        (("seed",), "zero", "seed"),
+    ],
+    ids=lambda v: ".".join(v) if isinstance(v, tuple) else None,
+)
+def test_refused(path, value, says):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    at = raw
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    with pytest.raises(ParamsError, match=re.escape(says)):
+        check_params(raw)
+
+
+def test_every_section_is_described_by_the_schema():
+    assert set(REAL) <= set(Params.model_fields)
+    assert params("seed", ROOT / "params.yaml") == REAL["seed"]
+
+
+@pytest.mark.parametrize("raw", [REAL, SMALL], ids=["params.yaml", "params.ci.yaml"])
+def test_models_take_their_parameters(raw):
+    "Each model can be made from its section, and refuses an argument it does not have"
+    registry = pytest.importorskip("recsys_lab.models.registry")
+    for key, section in raw["model"].items():
+        registry.make_model(key, **section)
+        with pytest.raises((TypeError, ValueError)):
+            registry.make_model(key, no_such_argument=1)
