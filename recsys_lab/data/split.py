@@ -16,7 +16,13 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core.files import atomic_folder, check_manifest, read_json, write_json, write_manifest
+from recsys_lab.core.files import (
+    atomic_folder,
+    check_manifest,
+    read_json,
+    write_json,
+    write_manifest,
+)
 from .interactions import Interactions
 
 # %% ../../nbs/10_data/04_split.ipynb #cae1a043
@@ -209,7 +215,10 @@ def finish(
 ) -> Split:  # The same, with counts in `info`
     "Check for leaks and count what a reader will ask"
     repeats = split.check_leaks()
-    split.info["train"] = {"rows": len(split.train), "users": int((split.train.user_counts() > 0).sum())}
+    split.info["train"] = {
+        "rows": len(split.train),
+        "users": int((split.train.user_counts() > 0).sum()),
+    }
     for name in ("valid", "test"):
         split.info[name] = _cold(split, name) | {"repeats": repeats[name]}
     split.info["unused"] = int((split.part == 3).sum())
@@ -220,7 +229,9 @@ def _cuts(time: np.ndarray, valid: float, test: float) -> dict:
     "Cut times: each part starts at its cut, ties go to the later part"
     n, t = len(time), np.sort(time)
     starts = {"valid": round((1 - test - valid) * n), "test": round((1 - test) * n)}
-    return {name: int(t[min(i, n - 1)]) for name, i in starts.items() if name == "test" or valid > 0}
+    return {
+        name: int(t[min(i, n - 1)]) for name, i in starts.items() if name == "test" or valid > 0
+    }
 
 
 def _needs_time(data: Interactions, name: str):
@@ -244,7 +255,9 @@ def split_time(
         part[data.time >= t] = PARTS[name]
     info = {"cut": cut, "shares": [valid, test], "min_history": min_history}
     if (empty := [p for p in ("train", *cut) if not (part == PARTS[p]).any()]) or len(data) == 0:
-        raise ValueError(f"{len(data)} rows leave no row for {empty or 'any part'}: too many ties in time")
+        raise ValueError(
+            f"{len(data)} rows leave no row for {empty or 'any part'}: too many ties in time"
+        )
     return finish(_drop_short(Split(data, part, "time", info), min_history))
 
 
@@ -278,7 +291,9 @@ def ratio_counts(
     "How many rows of each user go to each part"
     r = np.asarray(ratios, float)
     if r.shape != (3,) or (r < 0).any() or r[0] <= 0:
-        raise ValueError(f"ratios must be three numbers, train positive, none negative; got {ratios}")
+        raise ValueError(
+            f"ratios must be three numbers, train positive, none negative; got {ratios}"
+        )
     share = np.asarray(lengths)[:, None] * (r / r.sum())
     counts = (share + 1e-9).astype(np.int64)
     counts[:, 0] = lengths - counts[:, 1:].sum(1)
