@@ -138,10 +138,10 @@ def frontier(
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #562f2086
 _SPOTS = {
-    "top center": (0, 0.07),
-    "bottom center": (0, -0.07),
-    "middle right": (0.11, 0),
-    "middle left": (-0.11, 0),
+    "middle right": (0.12, 0),
+    "middle left": (-0.12, 0),
+    "top center": (0, 0.08),
+    "bottom center": (0, -0.08),
 }
 
 
@@ -182,7 +182,7 @@ def tradeoff_figure(
     note = "Joined: no other model is better on both counts. Bars: 95 % intervals"
     fig.update_layout(**_layout(title, note, x_title, metric, 420))
     fig.update_yaxes(range=_room(t, 0.15))
-    return fig.update_xaxes(type="log" if log_x else "linear", range=_span(t[x], log_x))
+    return fig.update_xaxes(range=_span(t[x], log_x), **_log_ticks(t[x]) if log_x else {})
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #989891ab
 def _joined(x, y) -> go.Scatter:
@@ -195,6 +195,14 @@ def _scale(x: pd.Series, log: bool) -> np.ndarray:
     "Positions along an axis"
     v = x.to_numpy(float)
     return np.log10(v) if log else v
+
+
+def _log_ticks(x: pd.Series) -> dict:
+    "A logarithmic axis with round numbers: powers of ten, and 2 and 5 where they are few"
+    low, high = int(np.floor(np.log10(x.min()))), int(np.ceil(np.log10(x.max())))
+    steps = (1,) if high - low > 2 else (1, 2, 5)
+    at = [m * 10.0**e for e in range(low - 1, high + 1) for m in steps]
+    return {"type": "log", "tickvals": at, "ticktext": [f"{v:,.10g}" for v in at]}
 
 
 def _span(x: pd.Series, log: bool) -> list[float]:
@@ -234,12 +242,13 @@ def curves_figure(
     lines = {m: np.array(points, float) for m, points in lines.items() if points}
     if not lines:
         raise ValueError(f"curves_figure: no row of {list(curves)} has the key {metric!r}")
-    fig = go.Figure()
-    for colour, (name, p) in zip(_cycle(len(lines)), lines.items(), strict=True):
-        fig.add_traces(_curve(name, p, colour, minimise=metric == "loss"))
+    fig, colours = go.Figure(), _cycle(len(lines))
+    for colour, (name, p) in zip(colours, lines.items(), strict=True):
+        best = p[:, 1].argmin() if metric == "loss" else p[:, 1].argmax()
+        fig.add_traces(_curve(name, p, colour, int(best)))
     title = title or f"{metric} on validation, by epoch"
     fig.update_layout(**_layout(title, "Dot: the best epoch", "epoch", metric, 420))
-    return fig.update_layout(margin_r=110)
+    return fig.update_layout(annotations=_ends(lines, colours), margin_r=120)
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #30d9126f
 def _cycle(n: int) -> list[str]:
@@ -248,27 +257,35 @@ def _cycle(n: int) -> list[str]:
     return [colours[i % len(colours)] for i in range(n)]
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #aaa519e8
-def _curve(name: str, p: np.ndarray, colour: str, minimise: bool) -> list:
-    "A line, the dot of its best epoch, and its name at its end"
-    best = int(p[:, 1].argmin() if minimise else p[:, 1].argmax())
+def _curve(name: str, p: np.ndarray, colour: str, best: int) -> list:
+    "A line and the dot of its best epoch"
     hover = f"<b>{name}</b><br>epoch %{{x}}: %{{y:.4f}}<extra></extra>"
-    line = {"x": p[:, 0], "y": p[:, 1], "mode": "lines", "line": {"color": colour, "width": 2}}
-    dot = {
-        "x": p[[best], 0],
-        "y": p[[best], 1],
-        "mode": "markers",
-        "marker": {"color": colour, "size": 9},
-    }
-    end = {"x": p[-1:, 0], "y": p[-1:, 1], "mode": "text", "text": [f" {name}"]}
-    end |= {
-        "textposition": "middle right",
-        "textfont": {"color": colour, "size": 12},
-        "cliponaxis": False,
-    }
+    line, dot = {"color": colour, "width": 2}, {"color": colour, "size": 9}
     return [
-        go.Scatter(**line, name=name, hovertemplate=hover),
-        go.Scatter(**dot, hoverinfo="skip"),
-        go.Scatter(**end, hoverinfo="skip"),
+        go.Scatter(x=p[:, 0], y=p[:, 1], mode="lines", line=line, name=name, hovertemplate=hover),
+        go.Scatter(x=p[[best], 0], y=p[[best], 1], mode="markers", marker=dot, hoverinfo="skip"),
+    ]
+
+# %% ../../nbs/80_reporting/00_figures.ipynb #85191880
+def _spread(y: np.ndarray, gap: float) -> np.ndarray:
+    "Positions near `y` that are at least `gap` apart, in the same order"
+    out = np.array(y, float)
+    order = np.argsort(out, kind="stable")
+    for below, above in zip(order[:-1], order[1:], strict=True):
+        out[above] = max(out[above], out[below] + gap)
+    return out - (out.mean() - np.mean(y))
+
+# %% ../../nbs/80_reporting/00_figures.ipynb #dada626c
+def _ends(lines: Mapping, colours: list[str]) -> list[dict]:
+    "Each line's name at its end, moved apart where ends meet"
+    ends = np.array([p[-1] for p in lines.values()])
+    span = np.ptp(np.concatenate([p[:, 1] for p in lines.values()]))
+    look = {"showarrow": False, "xanchor": "left", "xshift": 8, "yanchor": "middle"}
+    return [
+        {"x": x, "y": y, "text": name, "font": {"color": colour, "size": 12}, **look}
+        for name, colour, x, y in zip(
+            lines, colours, ends[:, 0], _spread(ends[:, 1], 0.06 * span), strict=True
+        )
     ]
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #cb8b6b78
@@ -281,7 +298,7 @@ def tail_shares(
         raise ValueError(f"counts of {len(c)} items sum to 0; pass the training counts")
     return np.arange(1, len(c) + 1) / len(c), np.cumsum(c) / c.sum()
 
-
+# %% ../../nbs/80_reporting/00_figures.ipynb #a0cac331
 def long_tail_figure(
     counts: np.ndarray,  # Interactions per item, shape (n_items,)
     title: str = "How few items take most of the interactions",
@@ -294,7 +311,13 @@ def long_tail_figure(
     hover = "%{x:.1%} of items: %{y:.1%}<extra></extra>"
     fig = go.Figure(_tail_lines(x[keep], y[keep], hover))
     fig.add_annotation(
-        x=mark, y=at, text=f"{mark:.0%} of items: {at:.0%}", ax=80, ay=40, arrowcolor=MUTED
+        x=mark,
+        y=at,
+        text=f"{mark:.0%} of items: {at:.0%}",
+        ax=90,
+        ay=40,
+        arrowcolor=MUTED,
+        bgcolor="#FFFFFF",
     )
     note = f"{len(x):,} items, {int(np.sum(counts)):,} interactions; dotted: all items taken equally often"
     fig.update_layout(**_layout(title, note, "share of items", "share of interactions", 400))

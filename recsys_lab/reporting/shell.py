@@ -154,7 +154,7 @@ function draw(fig){
  if(!window.Plotly){plot.innerHTML='<p>This figure needs the file plotly.min.js beside the report.</p>';plot.style.height='auto';return}
  var lay=Object.assign({},spec.layout,{template:read(document.getElementById('rl-template')),autosize:true});
  delete lay.width;
- if(narrow){lay.dragmode=false;lay.margin=Object.assign({},lay.margin,{l:8,r:12});lay.font=Object.assign({},lay.font,{size:11})}
+ if(narrow){lay.dragmode=false;lay.margin=Object.assign({},lay.margin,{l:8,r:Math.max(12,Math.min(96,(lay.margin||{}).r||12))});lay.font=Object.assign({},lay.font,{size:11})}
  plot.textContent='';
  window.Plotly.newPlot(plot,spec.data,lay,{responsive:true,displaylogo:false,displayModeBar:narrow?false:'hover',
   modeBarButtonsToRemove:['lasso2d','select2d','autoScale2d']});

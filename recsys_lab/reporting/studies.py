@@ -11,7 +11,6 @@ __all__ = ['StudyError', 'declared', 'check_given', 'parse_given', 'die_with_par
 # %% ../../nbs/80_reporting/02_studies.ipynb #8952fbca
 import ast
 import ctypes
-import difflib
 import os
 import re
 import signal
@@ -27,6 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ..core.files import atomic_write, root
+from ..core.params import did_you_mean
 
 # %% ../../nbs/80_reporting/02_studies.ipynb #742564fe
 class StudyError(RuntimeError):
@@ -67,10 +67,9 @@ def _literal(node, notebook):
 def _check_name(name: str, known: dict, notebook):
     "Refuse a parameter the study does not declare, and say which it may have meant"
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else "."
         raise StudyError(
-            f"{notebook}: undeclared parameter `{name}`{hint} It declares {list(known)}"
+            f"{notebook}: undeclared parameter {name!r}; {did_you_mean(name, known)} "
+            f"The study declares {list(known)}"
         )
 
 
