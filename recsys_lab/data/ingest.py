@@ -88,32 +88,41 @@ def _null(array: pa.Array) -> np.ndarray:
     "Missing or not a number, bool, shape (n,)"
     return pc.is_null(array, nan_is_null=True).to_numpy(zero_copy_only=False)
 
+# %% ../../nbs/10_data/01_ingest.ipynb #8a8a7fd9
+def _is_text(kind: pa.DataType) -> bool:
+    "Text, not bytes"
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    "Integer or floating point"
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _whole(name: str, array: pa.Array, missing: np.ndarray, checks: Checks) -> pa.Array:
+    "Floating-point ids as integers, if they are whole"
+    values = array.to_numpy(zero_copy_only=False)
+    broken = ~missing & ((values != np.floor(values)) | (np.abs(values) >= 2**53))
+    checks.rule(name, broken, "are fractions or too large", f"use df[{name!r}].astype(str)")
+    bad = missing | broken
+    return pa.array(np.where(bad, 0, values).astype(np.int64), mask=bad)
+
 # %% ../../nbs/10_data/01_ingest.ipynb #ea361852
 def _ids(name: str, array: pa.Array, checks: Checks) -> pa.Array:
     "A column of ids, checked"
-    kind, n, hint = array.type, len(array), f"df[{name!r}]"
-    missing = _null(array)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    kind, missing = array.type, _null(array)
+    if _is_text(kind):
         missing |= pc.fill_null(pc.equal(array, ""), True).to_numpy(zero_copy_only=False)
     remedy = f"drop them (df.dropna(subset=[{name!r}]), or on_error='drop') or give them an id"
     checks.rule(name, missing, "have no id", remedy)
     if pa.types.is_floating(kind):
-        values = array.to_numpy(zero_copy_only=False)
-        broken = ~missing & ~(np.abs(values) < 2**53) | (values != np.floor(values)) & ~missing
-        checks.rule(name, broken, "are fractions or too large", f"use {hint}.astype(str)")
-        whole = np.where(missing | broken, 0, values).astype(np.int64)
-        return pa.array(whole, mask=missing | broken)
-    texts = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-    )
-    good = (pa.types.is_integer, pa.types.is_date, pa.types.is_timestamp, *texts)
-    if not any(is_kind(kind) for is_kind in good) and not missing.all():
+        return _whole(name, array, missing, checks)
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    if not (_is_number(kind) or _is_text(kind) or is_bytes or is_date or missing.all()):
         raise InputError(
-            f"column {name!r}: {n:,} rows of type {kind}, but ids are integers, text, bytes or dates; "
-            f"convert the column: {hint}.astype(str)"
+            f"column {name!r}: {len(array):,} rows of type {kind}, but ids are integers, text, bytes "
+            f"or dates; convert the column: df[{name!r}].astype(str)"
         )
     return array
 
@@ -143,12 +152,11 @@ def _date_times(array: pa.Array) -> tuple[pa.Array, int]:
 # %% ../../nbs/10_data/01_ingest.ipynb #f143ad52
 def _times(name: str, array: pa.Array, unit: str, checks: Checks):
     "Seconds since 1970 (int64) and the finer values that decide the order"
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        array = _text_times(name, array, checks)
+    array = _text_times(name, array, checks) if _is_text(array.type) else array
     per_second = UNITS[unit]
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         array, per_second = _date_times(array)
-    elif not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+    elif not _is_number(array.type):
         raise InputError(
             f"column {name!r}: {len(array):,} rows of type {array.type}, but times are numbers, dates "
             f"or ISO text; convert the column: pd.to_datetime(df[{name!r}])"
@@ -156,23 +164,21 @@ def _times(name: str, array: pa.Array, unit: str, checks: Checks):
     missing = _null(array)
     values = array.fill_null(0).to_numpy(zero_copy_only=False)
     missing |= ~np.isfinite(values)
-    checks.rule(
-        name, missing, "have no finite time", "drop them (on_error='drop') or pass time=None"
-    )
+    remedy = "drop them (on_error='drop') or pass time=None"
+    checks.rule(name, missing, "have no finite time", remedy)
     values = np.where(missing, 0, values)
     remedy = "times count from 1970; shift all of them by one amount, or on_error='drop'"
     checks.rule(name, values < 0, "are negative", remedy)
     late = values / per_second > YEAR_3000
-    checks.rule(
-        name, late, "lie beyond the year 3000", f"is the unit {unit!r}? pass unit='ms' or 'us'"
-    )
+    remedy = f"is the unit {unit!r}? pass unit='ms' or 'us'"
+    checks.rule(name, late, "lie beyond the year 3000", remedy)
     values = np.where(late, 0, values)
     return (values // per_second).astype(np.int64), values
 
 # %% ../../nbs/10_data/01_ingest.ipynb #ed2b453a
 def _rating(name: str, array: pa.Array, checks: Checks) -> np.ndarray:
     "Finite float32"
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+    if not _is_number(array.type):
         raise InputError(
             f"column {name!r}: {len(array):,} rows of type {array.type}, but ratings are numbers; "
             f"convert the column: pd.to_numeric(df[{name!r}])"
@@ -186,7 +192,7 @@ def _rating(name: str, array: pa.Array, checks: Checks) -> np.ndarray:
 
 def _further(array: pa.Array) -> np.ndarray:
     "Any other column: numbers as numbers, the rest as objects"
-    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+    if _is_number(array.type):
         return array.to_numpy(zero_copy_only=False)
     if pa.types.is_boolean(array.type) and array.null_count == 0:
         return array.to_numpy(zero_copy_only=False)
@@ -331,6 +337,20 @@ def _read(path: Path | str, read):
             f"{path.name} cannot be read: {text}; check separator, quotes, encoding"
         ) from None
 
+# %% ../../nbs/10_data/01_ingest.ipynb #2187575b
+def _header(path: Path | str, separator: str) -> list[str]:
+    "Column names of a CSV, each once"
+
+    def first(p):
+        return pl.read_csv(p, separator=separator, n_rows=1, has_header=False, infer_schema=False)
+
+    names = list(_read(path, first).row(0))
+    if twice := sorted({str(c) for c in names if names.count(c) > 1}):
+        raise InputError(
+            f"columns {twice} stand twice in {Path(path).name}; rename one of each pair"
+        )
+    return names
+
 # %% ../../nbs/10_data/01_ingest.ipynb #73d7a35d
 def from_csv(
     path: Path | str,  # UTF-8, first line names the columns; may be gzipped
@@ -341,18 +361,7 @@ def from_csv(
     **options,  # As in `from_frame`
 ) -> Interactions:
     "Read and check a CSV"
-    head = _read(
-        path,
-        lambda p: pl.read_csv(
-            p, separator=separator, n_rows=1, has_header=False, infer_schema=False
-        ),
-    )
-    names = list(head.row(0))
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"columns {sorted({c for c in names if names.count(c) > 1})} stand twice; rename one"
-        )
-    texts = {c: pl.String for c in (user, item) if c in names}
+    texts = {c: pl.String for c in (user, item) if c in _header(path, separator)}
 
     def read(p):
         return pl.read_csv(p, separator=separator, schema_overrides=texts, infer_schema_length=None)

@@ -10,7 +10,6 @@ __all__ = ['ARRAYS', 'Histories', 'ragged_index', 'Interactions', 'id_codes']
 # %% ../../nbs/10_data/00_interactions.ipynb #4cc846d2
 import hashlib
 from dataclasses import dataclass, field
-from html import escape
 from importlib import import_module
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from fastcore.basics import patch
 
+from ..core.display import card
 from recsys_lab.core.files import (
     atomic_folder,
     check_manifest,
@@ -218,13 +218,8 @@ def summary(
 
 @patch
 def _repr_html_(self: Interactions) -> str:
-    "A small table for notebooks; names are escaped"
-    rows = self.summary() | {"columns": ", ".join(self.columns) or "none"}
-    text = [
-        (escape(k), escape(f"{v:,}" if isinstance(v, int) else str(v))) for k, v in rows.items()
-    ]
-    cells = "".join(f"<tr><th style='text-align:left'>{k}</th><td>{v}</td></tr>" for k, v in text)
-    return f"<table><caption>Interactions</caption>{cells}</table>"
+    "A card for notebooks; names are escaped"
+    return card("Interactions", self.summary() | {"columns": ", ".join(self.columns) or "none"})
 
 # %% ../../nbs/10_data/00_interactions.ipynb #be51f950
 @patch

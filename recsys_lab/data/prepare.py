@@ -136,7 +136,9 @@ class _Texts:
 
     def __init__(self, kind: pa.DataType):
         self.kind, self.known = kind, pl.Categories.random()
-        self.alive = pl.Series([], dtype=pl.Categorical(self.known))  # Polars forgets what nobody holds
+        self.alive = pl.Series(
+            [], dtype=pl.Categorical(self.known)
+        )  # Polars forgets what nobody holds
         self.plain = not (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     def take(self, array: pa.Array, out: np.ndarray):

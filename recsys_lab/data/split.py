@@ -9,13 +9,13 @@ __all__ = ['PARTS', 'ORDERED', 'Split', 'LeakError', 'finish', 'split_time', 'sp
 
 # %% ../../nbs/10_data/04_split.ipynb #07a124bc
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..core.display import table_html
 from recsys_lab.core.files import (
     atomic_folder,
     check_manifest,
@@ -209,7 +209,7 @@ def _cold(split: Split, name: str) -> dict:
         "cold_item_rows": int(cold_item[data.item[part]].sum()),
     }
 
-
+# %% ../../nbs/10_data/04_split.ipynb #9978a985
 def finish(
     split: Split,  # Labelled, not yet checked
 ) -> Split:  # The same, with counts in `info`
@@ -238,6 +238,15 @@ def _needs_time(data: Interactions, name: str):
     if not data.has_time:
         raise ValueError(f"{name} needs times; give a timestamp column or use split_ratio")
 
+# %% ../../nbs/10_data/04_split.ipynb #87915c80
+def _drop_short(split: Split, least: int) -> Split:
+    "Targets of users with a short history become unused"
+    for name in ("valid", "test"):
+        short = split.history(name).user_counts() < least
+        split.part[(split.part == PARTS[name]) & short[split.data.user]] = PARTS["unused"]
+        split._views.clear()
+    return split
+
 # %% ../../nbs/10_data/04_split.ipynb #358edde5
 def split_time(
     data: Interactions,  # With times
@@ -259,15 +268,6 @@ def split_time(
             f"{len(data)} rows leave no row for {empty or 'any part'}: too many ties in time"
         )
     return finish(_drop_short(Split(data, part, "time", info), min_history))
-
-
-def _drop_short(split: Split, least: int) -> Split:
-    "Targets of users with a short history become unused"
-    for name in ("valid", "test"):
-        short = split.history(name).user_counts() < least
-        split.part[(split.part == PARTS[name]) & short[split.data.user]] = PARTS["unused"]
-        split._views.clear()
-    return split
 
 # %% ../../nbs/10_data/04_split.ipynb #7f1b089e
 def split_leave_one_out(
@@ -364,7 +364,7 @@ def _line(split: Split, name: str) -> dict:
         line |= {"first day": str(ends[0].date()), "last day": str(ends[1].date())}
     known = split.info.get(name)
     more = known if isinstance(known, dict) else {}
-    return line | {k.replace("_", " "): str(v) for k, v in more.items() if "cold" in k}
+    return line | {k.replace("_", " "): v for k, v in more.items() if "cold" in k}
 
 
 @patch
@@ -373,11 +373,10 @@ def to_frame(
 ) -> pd.DataFrame:  # One row a part: rows, users, items, days, cold users and targets
     "The parts side by side"
     used = [name for name, code in PARTS.items() if (self.part == code).any()]
-    return pd.DataFrame([_line(self, name) for name in used]).fillna("")
+    return pd.DataFrame([_line(self, name) for name in used])
 
 # %% ../../nbs/10_data/04_split.ipynb #19331846
 @patch
 def _repr_html_(self: Split) -> str:
     "The table of parts, for notebooks"
-    table = self.to_frame().to_html(index=False, escape=True, border=0)
-    return f"<p><b>Split</b> by {escape(self.kind)}</p>{table}"
+    return table_html(self.to_frame(), f"Split by {self.kind}")

@@ -36,17 +36,22 @@ class World:
     def __post_init__(self):
         if not (0 < self.tastes <= self.n_items and self.n_users > 0 and 0 <= self.main <= 1):
             raise ValueError(f"need 0 < tastes <= n_items, n_users > 0, 0 <= main <= 1; got {self}")
-        rng = np.random.default_rng([self.seed, 0])
-        self.user_taste = rng.integers(0, self.tastes, self.n_users)  # Main taste of each user
-        self.item_taste = rng.permutation(self.n_items) % self.tastes  # Taste of each item
-        weight = np.exp(rng.normal(0, self.activity, self.n_users))
-        self.user_edges = np.cumsum(weight / weight.sum())  # Inverse distribution of activity
-        order = rng.permutation(self.n_items)  # Common order of popularity
-        self.order = [np.concatenate([order[self.item_taste[order] == k],
-                                      order[self.item_taste[order] != k]])
-                      for k in range(self.tastes)]  # fmt: skip
-        weight = (1.0 + np.arange(self.n_items)) ** -self.exponent
-        self.rank_weight = weight / weight.sum()  # Probability of each rank within a taste
+        self._draw(np.random.default_rng([self.seed, 0]))
+
+# %% ../../nbs/10_data/05_worlds.ipynb #176d898d
+@patch
+def _draw(self: World, rng: np.random.Generator):
+    "The truth of this world"
+    self.user_taste = rng.integers(0, self.tastes, self.n_users)  # Main taste of each user
+    self.item_taste = rng.permutation(self.n_items) % self.tastes  # Taste of each item
+    weight = np.exp(rng.normal(0, self.activity, self.n_users))
+    self.user_edges = np.cumsum(weight / weight.sum())  # Inverse distribution of activity
+    order = rng.permutation(self.n_items)  # Common order of popularity
+    own = [self.item_taste[order] == k for k in range(self.tastes)]
+    self.order = np.stack([np.concatenate([order[mine], order[~mine]]) for mine in own])
+    weight = (1.0 + np.arange(self.n_items)) ** -self.exponent
+    self.rank_weight = weight / weight.sum()  # Probability of each rank within a taste
+    self.rank_edges = np.cumsum(self.rank_weight)
 
 # %% ../../nbs/10_data/05_worlds.ipynb #370b00ba
 @patch
@@ -71,7 +76,7 @@ def user_factors(
     theta[np.arange(len(main)), main] += self.main
     return theta
 
-
+# %% ../../nbs/10_data/05_worlds.ipynb #0202502b
 @patch
 def probability(
     self: World,
@@ -96,8 +101,8 @@ def chunk(
     user = np.searchsorted(self.user_edges, rng.random(rows)).clip(0, self.n_users - 1)
     main = rng.random(rows) < self.main
     taste = np.where(main, self.user_taste[user], rng.integers(0, self.tastes, rows))
-    rank = np.searchsorted(np.cumsum(self.rank_weight), rng.random(rows))
-    item = np.stack(self.order)[taste, rank.clip(0, self.n_items - 1)]
+    rank = np.searchsorted(self.rank_edges, rng.random(rows))
+    item = self.order[taste, rank.clip(0, self.n_items - 1)]
     first, last = (self.start + self.seconds * (number + d) // of for d in (0, 1))
     time = np.sort(rng.integers(first, max(last, first + 1), rows))
     return {"user_id": user.astype(np.int32), "item_id": item.astype(np.int32), "timestamp": time}
