@@ -34,10 +34,9 @@ test: data  ## every notebook and every test
 	@pytest -n $(or $(TEST_WORKERS),2) --dist loadgroup $(TESTS)
 
 check: setup  ## the quick half of the tests: structure, style, parameters
-	@ruff check nbs tests peers && ruff format --check nbs tests peers
 	@pytest tests/test_notebooks.py tests/test_layers.py tests/test_environment.py tests/test_params.py -k "not test_runs"
 
-lab: setup  ## JupyterLab on the index
+lab: fetch  ## JupyterLab on the index
 	@jupyter lab nbs/index.ipynb
 
 report: setup  ## the site in reports/ from what is already computed

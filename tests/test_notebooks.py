@@ -17,8 +17,8 @@ BIN = Path(sys.executable).parent
 LIB = sorted(ROOT.glob("nbs/*/[0-9]*.ipynb"))
 LIB = [p for p in LIB if p.parent.name[0].isdigit()]
 STUDIES = sorted(ROOT.glob("nbs/studies/[0-9]*.ipynb"))
-OTHERS = sorted(ROOT.glob("nbs/tutorials/*.ipynb")) + sorted(ROOT.glob("nbs/*.ipynb"))
-EVERY = LIB + STUDIES + OTHERS
+TUTORIALS = sorted(ROOT.glob("nbs/tutorials/*.ipynb"))
+EVERY = LIB + STUDIES + TUTORIALS + sorted(ROOT.glob("nbs/*.ipynb"))
 EXPORT = re.compile(r"^#\| *exports?\b", re.M)
 PATIENCE = 240  # seconds; a notebook runs under 10 where this one runs alone
 
@@ -46,12 +46,13 @@ def environment(**more) -> dict:
 def test_the_lists_are_not_empty():
     assert len(LIB) >= 20, "the pattern nbs/*/[0-9]*.ipynb finds almost nothing"
     assert STUDIES, "nbs/studies has no study"
-    assert (ROOT / "nbs/index.ipynb") in OTHERS
+    assert TUTORIALS, "nbs/tutorials has no tutorial"
+    assert (ROOT / "nbs/index.ipynb") in EVERY
     found = {p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     assert found == set(EVERY), f"no test looks at {sorted(map(str, found - set(EVERY)))}"
 
 
-@pytest.mark.parametrize("nb", LIB, ids=name)
+@pytest.mark.parametrize("nb", LIB + TUTORIALS, ids=name)
 def test_runs(nb):
     "In a process of its own, so that no seed or changed default leaks from one to the next"
     command = [BIN / "nbdev-test", str(nb), "--n-workers", "0"]
@@ -161,3 +162,17 @@ def test_export_in_sync(tmp_path):
     assert set(old) - set(new) == set(), "modules without a notebook"
     assert set(new) - set(old) == set(), "notebooks that were not exported; run `make docs`"
     assert not [f for f in new if new[f] != old[f]], "not in sync; run `make docs`"
+
+
+def test_lint():
+    "Unused imports, undefined names, imports out of order"
+    command = [BIN / "ruff", "check", "--output-format", "concise", "nbs", "tests", "peers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_tutorial_is_short():
+    "From a CSV to a saved model in five cells"
+    code = cells(ROOT / "nbs/tutorials/your_own_data.ipynb")
+    assert len(code) == 5
+    assert max(len(source(c).splitlines()) for c in code) <= 12
