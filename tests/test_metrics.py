@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from recsys_lab.data.interactions import Interactions
 from recsys_lab.data.split import Split
+from recsys_lab.evaluation.beyond import calibration, diversity, gini, popular_lists, serendipity
 from recsys_lab.evaluation.evaluate import Evaluation, Validator, evaluate
 from recsys_lab.evaluation.metrics import METRICS, hits_of, metric_table, topk
 from recsys_lab.evaluation.ranking import ranking_task, sample_negatives
@@ -310,3 +311,62 @@ def test_saved_and_loaded(tmp_path):
     assert back.users.equals(e.users) and (back.top == e.top).all() and back.beyond == e.beyond
     assert b"second" not in first["metrics.json"]
     assert {p.name: p.read_bytes() for p in back.save(tmp_path).iterdir()} == first
+
+
+def lists_and_history(seed, n=20, n_items=15, k=5):
+    "Random lists with empty places, histories, item vectors"
+    rng = np.random.default_rng(seed)
+    top = np.array([rng.choice(n_items, k, replace=False) for _ in range(n)])
+    top[rng.random((n, k)) < 0.2] = -1
+    history = sp.csr_matrix((rng.random((n, n_items)) < 0.3).astype(float))
+    return top, history, rng.integers(0, 2, (n_items, 4)).astype(float)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_diversity_equals_a_loop_over_pairs(seed):
+    top, _, vectors = lists_and_history(seed)
+    length = np.maximum(np.sqrt((vectors**2).sum(1)), 1e-300)
+    cosine = (vectors @ vectors.T) / length[:, None] / length
+    expected = []
+    for row in top:
+        items = row[row >= 0]
+        pairs = [1 - cosine[a, b] for i, a in enumerate(items) for b in items[:i]]
+        expected.append(np.mean(pairs) if pairs else np.nan)
+    np.testing.assert_allclose(diversity(top, vectors), expected, atol=1e-9)
+    np.testing.assert_allclose(diversity(top, sp.csr_matrix(vectors), block=3), expected, atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_gini_and_serendipity_equal_their_definitions(seed):
+    top, history, _ = lists_and_history(seed)
+    n_items, counts = history.shape[1], np.asarray(history.sum(0)).ravel()
+    x = np.bincount(top[top >= 0], minlength=n_items)
+    pairs = np.abs(x[:, None] - x[None, :]).sum() / (2 * n_items * x.sum())
+    assert gini(top, n_items) == pytest.approx(pairs, abs=1e-9)
+    masked = np.where(history.toarray() > 0, -np.inf, counts[None, :])
+    popular = popular_lists(counts, history, top.shape[1])
+    np.testing.assert_array_equal(popular, topk(masked, top.shape[1]))
+    found = (np.random.default_rng(seed).random(top.shape) < 0.5) & (top >= 0)
+    sets = [set(p.tolist()) for p in popular]
+    loop = [
+        sum(h and i not in s for h, i in zip(hs, row.tolist(), strict=True)) / len(row)
+        for hs, row, s in zip(found, top, sets, strict=True)
+    ]
+    np.testing.assert_allclose(serendipity(top, found, popular), loop)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_calibration_is_zero_only_for_the_history_itself(seed):
+    top, history, genres = lists_and_history(seed)
+    kl = calibration(top, history, genres)
+    assert (kl[~np.isnan(kl)] >= -1e-12).all()
+    longest = max(np.diff(history.indptr).max(), 1)
+    own = np.full((len(top), longest), -1)
+    for u in range(len(top)):
+        items = history.indices[history.indptr[u] : history.indptr[u + 1]]
+        own[u, : len(items)] = items
+    same = calibration(own, history, genres)
+    np.testing.assert_allclose(same[~np.isnan(same)], 0, atol=1e-12)
