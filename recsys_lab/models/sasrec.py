@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.interactions import Histories
 from .base import cosine
 from .factors import padded
+from .layers import Dropout
 from .neural import NeuralRecommender
 from ..training.batches import SequenceBatches
 from ..training.losses import full_cross_entropy, sampled_softmax
@@ -28,18 +29,17 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, inner: int, dropout: float):
         super().__init__()
-        self.heads, self.p = heads, dropout
+        self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def attend(self, x: Tensor) -> Tensor:  # (b, L, d) -> (b, L, d)
         b, n, d = x.shape
         qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (b, heads, L, d / heads)
-        p = self.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(b, n, d))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         self.window = window
         self.items, self.places = nn.Embedding(n_items, dim), nn.Embedding(window, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, inner, dropout) for _ in range(blocks))
-        self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
@@ -85,13 +85,14 @@ class SASRec(NeuralRecommender):
         loss: str = "ce",  # "ce" over all items or "sampled"
         negatives: int = 256,  # Of the sampled loss, shared by a batch
         smoothing: float = 0.0,  # Of the labels, for "ce"
+        half: bool = True,  # Logits of "ce" in bfloat16?
         targets: int = 2048,  # Predictions in one update
         stride: int | str | None = "window",  # Targets of a window; None: newest window only
         **training,  # See `models.neural.OPTIONS`
     ):
         self.dim, self.window, self.blocks, self.heads, self.inner = dim, window, blocks, heads, inner
         self.dropout, self.loss, self.negatives, self.smoothing = dropout, loss, negatives, smoothing
-        self.targets, self.stride = targets, stride
+        self.half, self.targets, self.stride = half, targets, stride
         self._check()
         self._set_options(training)
 
@@ -117,7 +118,6 @@ def _network(self: SASRec, train) -> Transformer:
 def _batches(self: SASRec, train, device) -> SequenceBatches:
     stride = self.window if self.stride == "window" else self.stride
     self.sampler = Negatives(train, device=device)
-    self.generator = torch.Generator(device).manual_seed(self.options["seed"])
     return SequenceBatches(train.histories(), self.window, stride, self.targets, device=device)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #b452f21f
@@ -127,8 +127,8 @@ def _loss(self: SASRec, net: Transformer, batch) -> Tensor:
     items, size, real, target = batch
     h = net(items, size)[real]
     if self.loss == "ce":
-        return full_cross_entropy(h, net.items.weight, target, self.smoothing)
-    drawn = self.sampler.draw(self.negatives, self.generator)
+        return full_cross_entropy(h, net.items.weight, target, self.smoothing, half=self.half)
+    drawn = self.sampler.draw(self.negatives)
     return sampled_softmax(h, net.items.weight, target, drawn)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #a6fa7130

@@ -25,19 +25,18 @@ def bpr_loss(
     return F.softplus(negative - positive).mean()
 
 # %% ../../nbs/30_training/00_losses.ipynb #7ff564cc
-def _ce_block(h: Tensor, W: Tensor, target: Tensor, smoothing: float, scale: float):
+def _ce_block(h: Tensor, W: Tensor, target: Tensor, smoothing: float):
     "Sum of losses of a block, and its gradients with respect to `h` and `W`"
     logits = h @ W.T
     rows = torch.arange(len(h), device=h.device)
-    lse = logits.logsumexp(1, keepdim=True)
-    loss = lse.sum() - (1 - smoothing) * logits[rows, target].sum()
+    p = logits.softmax(1)
+    wide = torch.promote_types(p.dtype, torch.float32)
+    loss = -p[rows, target].to(wide).clamp_min(1e-38).log().sum()
     if smoothing:
-        loss = loss - smoothing * logits.mean(1).sum()
-    p = logits.sub_(lse).exp_()
-    if smoothing:
+        gap = logits[rows, target] - logits.mean(1)
+        loss = loss + smoothing * gap.to(wide).sum()
         p.sub_(smoothing / W.shape[0])
-    p[rows, target] -= 1 - smoothing
-    p.mul_(scale)
+    p[rows, target] = p[rows, target] - (1 - smoothing)
     return loss, p @ W, p.T @ h
 
 # %% ../../nbs/30_training/00_losses.ipynb #67b89e71
@@ -45,20 +44,23 @@ class _FusedCE(torch.autograd.Function):
     "Cross-entropy over all items whose gradients are made in the forward pass"
 
     @staticmethod
-    def forward(ctx, h, W, target, smoothing, block):
+    def forward(ctx, h, W, target, smoothing, block, half):
         gh, gW, total = torch.empty_like(h), torch.zeros_like(W), h.new_zeros(())
+        to = (lambda x: x.bfloat16()) if half else (lambda x: x)
+        W_ = to(W)
         for start in range(0, len(h), block):
             rows = slice(start, start + block)
-            loss, gh[rows], part = _ce_block(h[rows], W, target[rows], smoothing, 1 / len(h))
+            loss, gh[rows], part = _ce_block(to(h[rows]), W_, target[rows], smoothing)
             gW += part
             total += loss
-        ctx.save_for_backward(gh, gW)
-        return total / len(h)
+        n = len(h)
+        ctx.save_for_backward(gh.div_(n), gW.div_(n))
+        return total / n
 
     @staticmethod
     def backward(ctx, grad):
         gh, gW = ctx.saved_tensors
-        return gh * grad, gW * grad, None, None, None
+        return gh * grad, gW * grad, None, None, None, None
 
 # %% ../../nbs/30_training/00_losses.ipynb #eaf7446b
 def full_cross_entropy(
@@ -67,6 +69,7 @@ def full_cross_entropy(
     target: Tensor,  # Item codes, shape (n,), int64
     smoothing: float = 0.0,  # Share of the target spread evenly over the catalogue, in [0, 1)
     block: int | None = None,  # Rows at once; None: about 16 million logits
+    half: bool = False,  # Logits and softmax in bfloat16? Gradients are summed in full precision
 ) -> Tensor:  # Mean over rows
     "Softmax cross-entropy over the whole catalogue, in the memory of one block"
     if not 0 <= smoothing < 1:
@@ -75,7 +78,7 @@ def full_cross_entropy(
         h = h.to(W.dtype)
     block = block or max(256, 16_000_000 // len(W))
     with torch.autocast(h.device.type, enabled=False):
-        return _FusedCE.apply(h, W, target, smoothing, block)
+        return _FusedCE.apply(h, W, target, smoothing, block, half)
 
 # %% ../../nbs/30_training/00_losses.ipynb #3ec17085
 def sampled_softmax(

@@ -40,7 +40,7 @@ class Negatives:
 def draw(
     self: Negatives,
     n: int,  # How many
-    generator: torch.Generator,  # On the same device
+    generator: torch.Generator | None = None,  # On the same device; None: torch's own
 ) -> Tensor:  # Item codes, int64, shape (n,)
     "Items drawn for nobody in particular"
     if self.alpha == 0:
