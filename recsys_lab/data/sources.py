@@ -28,7 +28,7 @@ import polars as pl
 
 from ..core.files import atomic_folder, root, sha256
 from ..core.params import did_you_mean
-from .ingest import from_frame
+from .ingest import as_integers, from_frame
 from .interactions import Interactions
 
 # %% ../../nbs/10_data/02_sources.ipynb #d65206e2
@@ -565,8 +565,12 @@ def _raw(key: str, data_dir=None) -> Path:
 # %% ../../nbs/10_data/02_sources.ipynb #afb5a958
 def _recbole(path: Path) -> pl.DataFrame:
     "A RecBole file; column names without their types"
-    frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema_length=None)
-    return frame.rename({c: c.split(":")[0] for c in frame.columns})
+    with open(path, encoding="utf-8") as f:
+        names = f.readline().rstrip("\n").split("\t")
+    schema = {c: pl.Float64 if c.endswith(":float") else pl.String for c in names}
+    frame = pl.read_csv(path, separator="\t", quote_char=None, schema=schema)
+    frame = frame.with_columns(as_integers(frame[c]) for c in names if c.endswith(":token"))
+    return frame.rename({c: c.split(":")[0] for c in names})
 
 
 def _colons(path: Path, names: list[str], encoding="latin-1") -> pl.DataFrame:
