@@ -184,7 +184,7 @@ def _rating(name: str, array: pa.Array, checks: Checks) -> np.ndarray:
             f"convert the column: pd.to_numeric(df[{name!r}])"
         )
     values = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    bad = ~np.isfinite(values)
+    bad = ~(np.abs(values) <= np.finfo(np.float32).max)
     remedy = f"drop them (df.dropna(subset=[{name!r}]), or on_error='drop') or fill them"
     checks.rule(name, bad, "have no finite rating", remedy)
     return values.astype(np.float32)

@@ -295,12 +295,12 @@ def ratio_counts(
             f"ratios must be three numbers, train positive, none negative; got {ratios}"
         )
     share = np.asarray(lengths)[:, None] * (r / r.sum())
-    counts = (share + 1e-9).astype(np.int64)
+    counts = share.astype(np.int64)
     counts[:, 0] = lengths - counts[:, 1:].sum(1)
     stopped = np.zeros(len(counts), bool)
     for p in (2, 1):
         stopped |= counts[:, 0] <= 1
-        one = ~stopped & (share[:, p] > 0) & (share[:, p] < 1 - 1e-9)
+        one = ~stopped & (share[:, p] > 0) & (share[:, p] < 1)
         counts[one, p] += 1
         counts[one, 0] -= 1
     return counts
