@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/10_data/audit.html.md"""
 
 # %% auto #0
 __all__ = ['gini', 'sizes', 'long_tail', 'ties', 'time_range', 'repeats', 'missing', 'cold', 'audit', 'plot_long_tail',
-           'plot_activity', 'plot_history_lengths', 'plot_ratings']
+           'plot_activity', 'plot_history_lengths', 'plot_ratings', 'audit_bandit']
 
 # %% ../../nbs/10_data/07_audit.ipynb #a244ad5a
 import numpy as np
@@ -159,7 +159,7 @@ def plot_long_tail(
         x=rank, y=counts[rank - 1], hovertemplate="rank %{x}: %{y} rows<extra></extra>"
     )
     axes = {"xaxis_type": "log", "yaxis_type": "log"}
-    return _figure(line, "Few items hold most rows", "rank of the item", "rows", **axes)
+    return _figure(line, "Rows per item", "rank of the item", "rows", **axes)
 
 # %% ../../nbs/10_data/07_audit.ipynb #d4178e7b
 def plot_activity(
@@ -182,7 +182,7 @@ def plot_history_lengths(
     "How many rows users have"
     counts = data.user_counts()
     counts = counts[counts > 0]
-    edges = np.unique(np.geomspace(1, counts.max() + 1, bins + 1).round().astype(int))
+    edges = np.unique(np.geomspace(counts.min(), counts.max() + 1, bins + 1).round().astype(int))
     n, _ = np.histogram(counts, edges)
     names = [
         f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)
@@ -202,3 +202,24 @@ def plot_ratings(
     values, n = np.unique(data.columns["rating"], return_counts=True)
     bars = go.Bar(x=values, y=n, hovertemplate="%{x}: %{y} rows<extra></extra>")
     return _figure(bars, "Ratings", "rating", "rows")
+
+# %% ../../nbs/10_data/07_audit.ipynb #d009f639
+def audit_bandit(
+    rounds: pd.DataFrame,  # As `load_bandit` gives it
+) -> pd.DataFrame:  # fact, value
+    "Facts about a bandit's log"
+    p, when = rounds["propensity_score"], rounds["timestamp"]
+    facts = {
+        "rounds": len(rounds),
+        "items": rounds["item_id"].nunique(),
+        "positions": rounds["position"].nunique(),
+        "clicks": int(rounds["click"].sum()),
+        "click rate": float(rounds["click"].mean()),
+        "smallest propensity": float(p.min()),
+        "largest propensity": float(p.max()),
+        "first day": str(when.min().date()),
+        "last day": str(when.max().date()),
+        "rounds on the top 20% of items": _top(rounds["item_id"].value_counts().to_numpy(), 0.2),
+        "missing values": int(rounds.isna().sum().sum()),
+    }
+    return pd.DataFrame(list(facts.items()), columns=["fact", "value"])

@@ -363,8 +363,9 @@ def _line(split: Split, name: str) -> dict:
         ends = [pd.Timestamp(int(t), unit="s") for t in (part.time.min(), part.time.max())]
         line |= {"first day": str(ends[0].date()), "last day": str(ends[1].date())}
     known = split.info.get(name)
-    more = known if isinstance(known, dict) else {}
-    return line | {k.replace("_", " "): v for k, v in more.items() if "cold" in k}
+    cold = ("cold_users", "cold_user_rows", "cold_item_rows")
+    counts = known if isinstance(known, dict) else {}
+    return line | {k.replace("_", " "): counts.get(k, 0) for k in cold}
 
 
 @patch
