@@ -56,9 +56,11 @@ class Params(Strict):
     embedded: list[str]  # Data sets fetched by `make repro`
     protocol: dict[str, Protocol]
     evaluate: Evaluate = Evaluate()
-    run: dict[str, list[str]]  # Protocol -> models that stand in its leaderboard
+    run: dict[str, dict[str, str]]  # Protocol -> key of a model in its leaderboard -> its module
     examples: dict[str, str | int] = {}  # What the summary page shows
     model: dict[str, dict]  # Checked against each model's constructor by the registry
+    search: dict[str, dict[str, list]] = {}  # Model -> argument -> range or choices
+    tuned: dict[str, dict[str, dict]] = {}  # Protocol -> model -> arguments found by the search
 
 # %% ../../nbs/00_core/01_params.ipynb #2ceafb58
 class ParamsError(ValueError):
