@@ -32,6 +32,7 @@ UNIMPORTED = {
     "pytest-xdist": "make test",
 }
 DISTRIBUTION = {"sklearn": "scikit-learn", "yaml": "pyyaml", "faiss": "faiss-cpu"}
+DISTRIBUTION |= {"ruamel": "ruamel-yaml"}
 # Come with something pinned and are its public face
 WITH = {"jupyter_client": "nbclient", "packaging": "pytest", "jinja2": "nbconvert", "IPython": "ipykernel"}
 WITH |= {"traitlets": "nbconvert", "pygments": "nbconvert", "requests": "dvc", "bs4": "nbconvert"}

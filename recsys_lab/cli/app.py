@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/95_cli/app.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'explain', 'UsageError', 'main', 'doctor', 'show_params', 'fetch', 'verify', 'end_with_dvc', 'study', 'report',
-           'readme', 'record', 'check_records']
+           'readme', 'tune', 'record', 'check_records']
 
 # %% ../../nbs/95_cli/02_app.ipynb #ca931d91
 import os
@@ -183,6 +183,22 @@ def readme(
         typer.echo(f"written: {write_readme()}")
     elif (root() / "README.md").read_text() != readme_text():
         raise UsageError("README.md is not what nbs/index.ipynb exports; run: recsys-lab readme")
+
+# %% ../../nbs/95_cli/02_app.ipynb #ab81294d
+@app.command()
+def tune(
+    protocol: Annotated[str, typer.Argument(help="Such as ml100k-time")],
+    models: Annotated[list[str], typer.Argument(help="None: all of its leaderboard")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="For each model")] = 8,
+    write: Annotated[bool, typer.Option(help="Put the best into params.yaml?")] = True,
+):
+    "Search the parameters of models on the validation rows of a protocol."
+    from recsys_lab.core.params import params
+    from recsys_lab.models.tuning import tune_protocol
+
+    _known([protocol], params("run"), "leaderboard for protocol")
+    _known(models or [], params("model"), "model")
+    typer.echo(tune_protocol(protocol, models or None, trials, write).to_string(index=False))
 
 # %% ../../nbs/95_cli/02_app.ipynb #62308b7d
 def _chosen(words: list[str] | None) -> dict:

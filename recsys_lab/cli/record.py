@@ -81,7 +81,7 @@ def record_runs(
                 run["folder"],
                 run["protocol"],
                 run["model"],
-                params=params(f"model.{run['model']}"),
+                params=read_json(run["folder"] / "model" / "model.json")["config"],
                 **common_facts(run),
             )
             yield run, len(rows)
@@ -96,7 +96,7 @@ def _evaluated(protocol: str, key: str, seed: int) -> pd.Series:
     from recsys_lab.models.registry import make_model
 
     split, items = split_of(protocol, seed), load_items(params(f"protocol.{protocol}").dataset)
-    model = make_model(key).fit(split.train, valid=split.valid, items=items)
+    model = make_model(key, protocol).fit(split.train, valid=split.valid, items=items)
     features = None if items is None else tag_matrix(split.data.item_ids, items)[0]
     result = evaluate(model, split, ks=tuple(params("evaluate.ks")), features=features)
     table = result.summary(100)
@@ -115,11 +115,13 @@ def recompute(
     row: dict,  # Of the benchmark file
 ) -> float:  # The value, to be compared with the recorded one
     "Train and judge again what a row reports"
+    from recsys_lab.models.registry import make_model
+
     key, seed = key_of(row), int(row["seed"])
-    given = records.sha256_json(dict(params(f"model.{key}")))
-    if isinstance(row.get("params_sha256"), str) and row["params_sha256"] not in ("", given):
+    now = records.sha256_json(make_model(key, row["protocol"]).config())
+    if isinstance(row.get("params_sha256"), str) and row["params_sha256"] not in ("", now):
         raise records.RecordError(
-            f"{row['protocol']} {key}: recorded with other parameters than model.{key} holds now; "
+            f"{row['protocol']} {key}: recorded with other parameters than params.yaml holds now; "
             "check out the row's commit, or record it anew"
         )
     values = _evaluated(row["protocol"], key, seed)
