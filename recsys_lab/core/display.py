@@ -165,7 +165,7 @@ def table_html(
 # %% ../../nbs/00_core/04_display.ipynb #33a76c5c
 def _table(head: str, body: str, caption: str, sort: bool) -> Html:
     "The markup around rows that are already safe"
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     label = escape(caption) or "table"
     return Html(
         f'<div class="rl-scroll" role="region" tabindex="0" aria-label="{label}" style="overflow-x:auto">'

@@ -6,8 +6,8 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/records.html.md"""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'SPEED_COLUMNS', 'SPEED_KEY', 'AT_K', 'PLAIN', 'RecordError', 'check_metric', 'check_row', 'read',
-           'upsert', 'upsert_speed', 'read_speed', 'select', 'check', 'commit', 'sha256_json', 'split_sha256',
-           'model_variant', 'record_evaluation', 'show']
+           'upsert', 'upsert_speed', 'read_speed', 'select', 'check', 'sha256_json', 'split_sha256', 'model_variant',
+           'record_evaluation', 'show']
 
 # %% ../../nbs/80_reporting/05_records.ipynb #2d6246b7
 import fcntl
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ import pandas as pd
 from ..core.display import Html, table_html
 from ..core.files import atomic_write, read_json, root
 from ..core.params import did_you_mean
+from .studies import commit
 
 # %% ../../nbs/80_reporting/05_records.ipynb #18d4e505
 COLUMNS = (
@@ -308,24 +308,6 @@ def check(
     return rows.assign(agrees=rows["difference"] <= tolerance)
 
 # %% ../../nbs/80_reporting/05_records.ipynb #927bb8f6
-def commit(
-    folder: Path | None = None,  # None: the project
-) -> str:  # Twelve digits, and `+` when tracked files outside reports/ differ from it
-    "The commit that a number was measured at"
-    folder = folder or root()
-
-    def git(*words):
-        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head.returncode:
-        raise RecordError(
-            f"{folder}: not a git repository with a commit; a record names its commit"
-        )
-    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports").stdout
-    return head.stdout.strip() + ("+" if dirty.strip() else "")
-
-
 def sha256_json(
     value,  # Anything JSON can hold
 ) -> str:  # 64 hexadecimal digits
@@ -387,13 +369,22 @@ def record_evaluation(
     name, variant = model_variant(model)
     common = {"seed": 0, **common, "protocol": protocol, "model": name, "variant": variant}
     common["params_sha256"] = sha256_json(dict(params))
-    common["commit"] = common.get("commit") or commit()
+    common["commit"] = common.get("commit") or _commit()
     common["hardware"] = common.get("hardware") or _hardware()
     rows = [common | r for r in rows]
     upsert(rows, path)
     return rows
 
 # %% ../../nbs/80_reporting/05_records.ipynb #414159f7
+def _commit() -> str:
+    "The project's commit; a record must name one"
+    if (at := commit()) == "none":
+        raise RecordError(
+            f"{root()}: not a git repository with a commit; a record names its commit"
+        )
+    return at
+
+
 def _hardware() -> str:
     "The machine; torch is loaded only now"
     from recsys_lab.core.device import hardware

@@ -48,6 +48,10 @@ class Axis:
     def at(self, v) -> float:
         "Pixel of a value"
         v = self.names.index(v) if self.names else math.log10(v) if self.log else float(v)
+        return self.along(v)
+
+    def along(self, v: float) -> float:
+        "Pixel of a position along the axis: of the logarithm on a log axis, as annotations have it"
         return self.start + (v - self.low) / ((self.high - self.low) or 1) * (
             self.stop - self.start
         )
@@ -130,14 +134,6 @@ def _bar(t, i: int, x: Axis, y: Axis) -> str:
     return f'<g stroke="{MUTED}" stroke-width="2">{out}</g>' if out else ""
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #2f6e6e6f
-_PLACE = {  # plotly's side -> shift right, shift down, anchor
-    "middle right": (10, 4, "start"),
-    "middle left": (-10, 4, "end"),
-    "top center": (0, -14, "middle"),
-    "bottom center": (0, 22, "middle"),
-}
-
-
 def _text(
     x: float, y: float, words, anchor: str = "start", colour: str = INK, size: int = 12
 ) -> str:
@@ -147,18 +143,15 @@ def _text(
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #108c1227
 def _dots(t, x: Axis, y: Axis) -> str:
-    "Dots with intervals, names and values"
+    "Dots with intervals and values"
     out = []
     for i, (a, b) in enumerate(zip(t.x, t.y, strict=True)):
-        told = t.customdata[i][0] if t.customdata is not None else f"{a}, {b}"
-        name = (t.text[i] if t.text is not None else b) if t.customdata is not None else ""
+        told = " ".join(t.customdata[i]) if t.customdata is not None else f"{a}, {b}"
+        name = b if isinstance(b, str) else ""
         dot = f'<circle cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="5" fill="{_colour(t.marker.color, i)}">'
         out.append(
             f"{_bar(t, i, x, y)}{dot}<title>{escape(f'{name} {told}'.strip())}</title></circle>"
         )
-        if t.text is not None:
-            dx, dy, anchor = _PLACE[t.textposition[i]]
-            out.append(_text(x.at(a) + dx, y.at(b) + dy, t.text[i], anchor))
     return "".join(out)
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #63db0f41
@@ -196,9 +189,12 @@ def _extras(fig, x: Axis, y: Axis) -> str:
                 f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y.start}" y2="{y.stop}" stroke="{INK}"/>'
             )
     for a in fig.layout.annotations:
-        right = a.showarrow is False
-        dx, dy = (a.xshift or 0, 4) if right else (14, 24)
-        out.append(_text(x.at(a.x) + dx, y.at(a.y) + dy, a.text, "start", a.font.color or INK))
+        at, anchor = (x.along(a.x), y.along(a.y)), "start" if a.xanchor == "left" else "middle"
+        dx, dy = (a.ax, a.ay) if a.showarrow is not False else (a.xshift or 0, -(a.yshift or 0))
+        if a.showarrow is not False:
+            ends = f'x1="{at[0]:.1f}" y1="{at[1]:.1f}" x2="{at[0] + 0.7 * dx:.1f}" y2="{at[1] + 0.7 * dy:.1f}"'
+            out.append(f'<line {ends} stroke="#9CA3AF"/>')
+        out.append(_text(at[0] + dx, at[1] + dy + 4, a.text, anchor, a.font.color or INK))
     return "".join(out)
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #fc1baac8
@@ -212,7 +208,7 @@ def _left(fig) -> int:
 # %% ../../nbs/80_reporting/00a_static.ipynb #9e5a67fa
 def static_figure(
     fig,  # Scatter traces only: what `reporting.figures` builds
-    width: int = 560,  # Pixels at full size; it shrinks with the page
+    width: int = 440,  # Pixels at full size; it shrinks with the page
 ) -> Html:
     "A plotly figure as SVG with a caption"
     if other := {t.type for t in fig.data} - {"scatter"}:
@@ -220,7 +216,7 @@ def static_figure(
             f"static_figure draws scatter traces only, got {sorted(other)}; use figure_html"
         )
     height = int(fig.layout.height or 360) - 40
-    right = 110 if any(a.showarrow is False for a in fig.layout.annotations) else 24
+    right = max(24, (fig.layout.margin.r or 0) - 10)
     x = _axis(fig, "x", _left(fig), width - right)
     y = _axis(fig, "y", height - 52, 12)
     marks = [_line(t, x, y) for t in fig.data if "lines" in t.mode]

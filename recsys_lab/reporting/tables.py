@@ -49,7 +49,7 @@ def interval_bar(
     start: float,  # Value at the left edge
     stop: float,  # Value at the right edge
     colour: str = PALETTE["blue"],
-    width: int = 110,  # Pixels
+    width: int = 90,  # Pixels
 ) -> Html:
     "An interval on a common scale, as a picture in the line of text"
 
@@ -58,11 +58,12 @@ def interval_bar(
 
     bar = ""
     if low == low and high == high and low is not None and high is not None:
-        bar = f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="2" opacity=".55"/>'
+        left, right = at(low), at(high)
+        bar = f'<rect x="{left:.1f}" width="{right - left:.1f}" y="4" height="8" rx="2" fill="{colour}" opacity=".35"/>'
     return Html(
         f'<svg class="rl-ci" width="{width}" height="16" viewBox="0 0 {width} 16" aria-hidden="true">'
         f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="#E5E7EB"/>{bar}'
-        f'<circle cx="{at(value):.1f}" cy="8" r="4" fill="{colour}"/></svg>'
+        f'<rect x="{at(value) - 1:.1f}" width="2.5" y="2" height="12" fill="{colour}"/></svg>'
     )
 
 # %% ../../nbs/80_reporting/01_tables.ipynb #92fbff25
@@ -122,7 +123,7 @@ def _sortable(names: list, body: list, caption: str, note: str) -> Html:
         f'<th scope="col" class="{k}">{escape(n)}</th>' for n, k in zip(names, kinds, strict=True)
     )
     small = f"<small>{escape(note)}</small>" if note else ""
-    title = f"<caption>{escape(caption)}{small}</caption>" if caption or note else ""
+    title = f"<caption><span>{escape(caption)}{small}</span></caption>" if caption or note else ""
     return Html(
         f'<div class="rl-scroll" role="region" tabindex="0" aria-label="{escape(caption) or "table"}">'
         f'<table class="rl-table rl-sort">{title}<thead><tr>{head}</tr></thead>'
@@ -227,10 +228,10 @@ def reference_table(
     "Ours, target, published value and verdict"
     body = []
     for r in comparison.itertuples():
-        names = "".join(f"<td>{escape(v)}</td>" for v in (r.protocol, r.metric))
+        names = "".join(f'<td class="rl-tight">{escape(v)}</td>' for v in (r.protocol, r.metric))
         ours = "–" if r.verdict == "not measured" else escape(interval(r.value, r.low, r.high))
         target = "" if pd.isna(r.target) else number(r.target, 3)
-        told = f'<td class="{_WORDS.get(r.verdict, "")}">{escape(r.verdict)}</td>'
+        told = f'<td class="rl-tight {_WORDS.get(r.verdict, "")}">{escape(r.verdict)}</td>'
         values = f'<td class="num">{ours}</td><td class="num">{target}</td>'
         values += f'<td class="num">{number(r.published, 3)}</td>{told}<td>{escape(r.source)}</td>'
         body.append(f'<tr><th scope="row">{escape(r.model)}</th>{names}{values}</tr>')
@@ -242,7 +243,7 @@ def reference_table(
 def _fixed(heads: list, body: list, caption: str) -> Html:
     "A table whose rows keep their order"
     head = "".join(f'<th scope="col" class="{k or "txt"}">{escape(n)}</th>' for n, k in heads)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     return Html(
         f'<div class="rl-scroll" role="region" tabindex="0" aria-label="{escape(caption) or "table"}">'
         f'<table class="rl-table">{title}<thead><tr>{head}</tr></thead>'
@@ -264,7 +265,7 @@ def speed_table(
     for r in speed.itertuples():
         target = _speed_target(r.task)
         told = "" if target is None else verdict(r.ratio, target)
-        values = [number(r.ours_s), number(r.peer_s), f"{number(r.ratio, 1)}×"]
+        values = [f"{r.ours_s:,.3g}", f"{r.peer_s:,.3g}", f"{number(r.ratio, 1)}×"]
         values += ["" if target is None else f"{number(target, 0)}×"]
         cells = "".join(f'<td class="num">{v}</td>' for v in values)
         memory = "".join(f'<td class="num">{number(v)}</td>' for v in (r.ours_mb, r.peer_mb))
