@@ -57,7 +57,7 @@ class Params(Strict):
     protocol: dict[str, Protocol]
     evaluate: Evaluate = Evaluate()
     run: dict[str, dict[str, str]]  # Protocol -> key of a model in its leaderboard -> its module
-    examples: dict[str, str | int] = {}  # What the summary page shows
+    benchmark: dict[str, dict[str, str]] = {}  # The same for the full benchmark
     model: dict[str, dict]  # Checked against each model's constructor by the registry
     search: dict[str, dict[str, list]] = {}  # Model -> argument -> range or choices
     tuned: dict[str, dict[str, dict]] = {}  # Protocol -> model -> arguments found by the search

@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/30_training/learner.html.md"""
 __all__ = ['PRECISION', 'Callback', 'Learner']
 
 # %% ../../nbs/30_training/03_learner.ipynb #3232d045
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -15,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.device import pick_device
+from ..core.device import pick_device, release_memory
 
 # %% ../../nbs/30_training/03_learner.ipynb #9979548c
 class Callback:
@@ -144,10 +145,13 @@ def fit(
     self.call("before_fit")
     while self.epoch < epochs and not self.stopped:
         self.call("before_epoch")
+        start = time.perf_counter()
         self.row = {"epoch": self.epoch + 1, "loss": self.train_epoch()}
+        self.train_s = time.perf_counter() - start
         self.epoch += 1
         self.history.append(self.row)
         self.call("after_epoch")
+        release_memory()
     self.call("after_fit")
     self.model.eval()
     return self
