@@ -17,17 +17,21 @@ REAL, SMALL = (yaml.safe_load((ROOT / f).read_text()) for f in ("params.yaml", "
 def test_valid(raw):
     p = check_params(raw)
     assert set(p.run) <= set(p.protocol)
-    assert {m for models in p.run.values() for m in models} <= set(p.model)
     for name, models in p.run.items():
-        assert len(set(models)) == len(models), f"run.{name} names a model twice"
+        assert set(models) <= set(p.model), f"run.{name} names a model without a section"
+        assert all(module == key.partition("-")[0] for key, module in models.items())
         assert p.protocol[name].dataset in p.embedded, f"run.{name} needs data that is not fetched"
+        lacking = set(models) - set(p.tuned.get(name, {}))
+        assert not lacking, f"tuned.{name} has no section for {lacking}; DVC needs one, {{}} will do"
 
 
 def test_the_small_set_has_the_same_shape():
-    optional = {"search", "tuned", "examples"}
+    optional = {"search", "examples"}
     assert set(SMALL) - optional == set(REAL) - optional
-    for section in ("protocol", "run", "model"):
+    for section in ("protocol", "run", "benchmark", "model"):
         assert set(SMALL[section]) == set(REAL[section]), section
+    for name, models in SMALL["benchmark"].items():
+        assert set(models) <= set(REAL["benchmark"][name]), f"benchmark.{name}"
     for name, protocol in SMALL["protocol"].items():
         assert protocol["dataset"] == REAL["protocol"][name]["dataset"]
         assert protocol["split"] == REAL["protocol"][name]["split"]
