@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/95_cli/app.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'explain', 'UsageError', 'main', 'doctor', 'show_params', 'fetch', 'verify', 'end_with_dvc', 'study', 'report',
-           'readme', 'tune', 'record', 'check_records']
+           'readme', 'tune', 'record', 'check_records', 'speed']
 
 # %% ../../nbs/95_cli/02_app.ipynb #ca931d91
 import os
@@ -240,3 +240,25 @@ def check_records(where: dict):
         name = f"{row['protocol']:<16}{key_of(row):<18}{row['metric']:<14}"
         typer.echo(f"{name}{row['value']:.6f} → {row['recomputed']:.6f}  {word}")
     raise typer.Exit(0 if table["agrees"].all() else 1)
+
+# %% ../../nbs/95_cli/02_app.ipynb #2b820af5
+@app.command()
+def speed(
+    tasks: Annotated[list[str], typer.Argument(help="Such as bprmf; none: all")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each side (sasrec: one)")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="None: as the task says")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="For each side")] = 2,
+    wait: Annotated[float, typer.Option(min=0, help="Minutes to wait for an idle machine")] = 5.0,
+    idle: Annotated[
+        bool, typer.Option("--idle-check/--no-idle-check", help="Without it nothing is recorded")
+    ] = True,
+):
+    "Time ours beside RecBole, in turns; write reports/speed.csv and reports/speed.json."
+    from recsys_lab.reporting.speed import Busy, Settings, compare_speed
+
+    say = lambda text: print(text, flush=True)
+    try:
+        compare_speed(tasks or [], Settings(repeats, threads, wait, idle, epochs, say))
+    except Busy as e:
+        typer.echo(f"recsys-lab: {e}", err=True)
+        raise typer.Exit(3) from None

@@ -143,8 +143,9 @@ class Log(Callback):
         self.start = time.perf_counter()
 
     def after_epoch(self, learner):
-        seconds = round(time.perf_counter() - self.start, 4)
-        line = learner.row | {"lr": learner.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        rest = time.perf_counter() - self.start - learner.train_s
+        line = learner.row | {"lr": learner.optimizer.param_groups[0]["lr"]}
+        line |= {"train_s": round(learner.train_s, 6), "rest_s": round(rest, 6)}
         with open(self.path, "a") as f:
             f.write(json.dumps(line) + "\n")
 
