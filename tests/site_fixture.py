@@ -35,7 +35,12 @@ def _model(top, protocol, model, v, rng, sampled):
     metrics = {f"ndcg@10{tag}": _value(v, 0.012), f"recall@10{tag}": _value(v * 0.85, 0.011)}
     metrics |= {f"hitrate@10{tag}": _value(min(0.95, v * 2.3), 0.014)}
     metrics[f"novelty@10{tag}"] = _value(9 - 14 * v, 0.02)
-    metrics[f"coverage@10{tag}"] = {"value": 0.03 + 0.5 * rng.random(), "low": None, "high": None, "n": 943}
+    metrics[f"coverage@10{tag}"] = {
+        "value": 0.03 + 0.5 * rng.random(),
+        "low": None,
+        "high": None,
+        "n": 943,
+    }
     folder = top / "artifacts" / "evaluate" / protocol / model
     info = {"protocol": "100 sampled" if sampled else "full", "part": "test"}
     _write(folder / "metrics.json", {"info": info, "metrics": metrics, "beyond": {}})
@@ -45,10 +50,17 @@ def _model(top, protocol, model, v, rng, sampled):
             for e in range(1, 31)
         ]
         _write(folder / "curve.json", rows)
-    seconds = {"popularity": 0.004, "popularity-7d": 0.006, "itemknn": 0.21, "ease": 0.06}.get(model, 30 * v**2 * 10)
+    seconds = {"popularity": 0.004, "popularity-7d": 0.006, "itemknn": 0.21, "ease": 0.06}.get(
+        model, 30 * v**2 * 10
+    )
     _write(
         top / "artifacts" / "_cost" / protocol / f"{model}.json",
-        {"fit_seconds": seconds, "users_per_second": 8000 * rng.random(), "model_mb": 4.2, "peak_mb": 512.0},
+        {
+            "fit_seconds": seconds,
+            "users_per_second": 8000 * rng.random(),
+            "model_mb": 4.2,
+            "peak_mb": 512.0,
+        },
     )
 
 
@@ -59,7 +71,15 @@ def _summary(top):
         "history": ["Alien (1979)", HOSTILE, "Brazil (1985)"],
         "items": [
             {"title": t, "hit": i == 1, "why": "because of Alien (1979)" if i == 0 else ""}
-            for i, t in enumerate(["Blade Runner (1982)", "Aliens (1986)", "Good, The Bad and The Ugly, The (1966)", HOSTILE, "Dr. Strangelove (1963)"])
+            for i, t in enumerate(
+                [
+                    "Blade Runner (1982)",
+                    "Aliens (1986)",
+                    "Good, The Bad and The Ugly, The (1966)",
+                    HOSTILE,
+                    "Dr. Strangelove (1963)",
+                ]
+            )
         ],
     }
     _write(
@@ -90,8 +110,12 @@ def _records(top):
     columns = "protocol,dataset,model,metric,value,low,high,n,seconds,peak_mb,hardware,seed,commit,data_sha256,variant,params_sha256"
     rows = [columns]
     for seed in range(3):
-        rows.append(f"ml100k-ratio,ml100k,ease,ndcg@10,0.33{seed},0.32,0.34,943,0.06,300,2 cores,{seed},a21d0bd,,,")
-        rows.append(f"ml1m-loo,ml1m,sasrec,ndcg@10,0.17{seed},0.165,0.18,6040,3000,1200,2 cores,{seed},a21d0bd,,,")
+        rows.append(
+            f"ml100k-ratio,ml100k,ease,ndcg@10,0.33{seed},0.32,0.34,943,0.06,300,2 cores,{seed},a21d0bd,,,"
+        )
+        rows.append(
+            f"ml1m-loo,ml1m,sasrec,ndcg@10,0.17{seed},0.165,0.18,6040,3000,1200,2 cores,{seed},a21d0bd,,,"
+        )
     (reports / "benchmark.csv").write_text("\n".join(rows) + "\n")
     (reports / "speed.csv").write_text(
         "task,ours_s,peer,peer_s,ratio,ours_mb,peer_mb,repeats,hardware,commit\n"
@@ -101,7 +125,9 @@ def _records(top):
 
 
 def _study(top):
-    fig = px.scatter(x=list(range(1500)), y=list(range(1500)), title=HOSTILE, labels={"x": "rank", "y": "count"})
+    fig = px.scatter(
+        x=list(range(1500)), y=list(range(1500)), title=HOSTILE, labels={"x": "rank", "y": "count"}
+    )
     spec = {"application/vnd.plotly.v1+json": json.loads(fig.to_json())}
     table = (
         "<div><style scoped>.dataframe{}</style><table border='1' class='dataframe'><thead><tr><th></th>"
@@ -114,32 +140,60 @@ def _study(top):
     out = nbformat.v4.new_output
     nb = nbformat.v4.new_notebook(
         cells=[
-            md("# Train and evaluate\n\n> One model, one data set, one table; every number comes from here.\n\n**Needs** data"),
+            md(
+                "# Train and evaluate\n\n> One model, one data set, one table; every number comes from here.\n\n**Needs** data"
+            ),
             code("model = 'ease'  # a parameter"),
             code("# Parameters\nmodel = 'ease'"),
-            md("## What is measured\n\nThe gain $g_i = 1/\\log_2(i+1)$ and\n\n$$\\mathrm{nDCG} = \\frac{\\sum_i g_i r_i}{\\sum_{i\\le n} g_i}$$\n\nbut not `$x$`."),
+            md(
+                "## What is measured\n\nThe gain $g_i = 1/\\log_2(i+1)$ and\n\n$$\\mathrm{nDCG} = \\frac{\\sum_i g_i r_i}{\\sum_{i\\le n} g_i}$$\n\nbut not `$x$`."
+            ),
             md("## Result"),
-            code("frame", outputs=[out("execute_result", data={"text/html": table, "text/plain": "x"})]),
+            code(
+                "frame",
+                outputs=[out("execute_result", data={"text/html": table, "text/plain": "x"})],
+            ),
             code("fig", outputs=[out("display_data", data=spec)]),
             code("print('x' * 300)", outputs=[out("stream", name="stdout", text="x" * 300 + "\n")]),
-            md("## What this does not show\n\nA | B\n---|---\ntext | 1\n\nSee [EASE](../40_models/12_ease.ipynb)."),
+            md(
+                "## What this does not show\n\nA | B\n---|---\ntext | 1\n\nSee [EASE](../40_models/12_ease.ipynb)."
+            ),
         ]
     )
-    nb.metadata["papermill"] = {"duration": 12.34, "end_time": "2026-11-21T08:00:00.1", "parameters": {"model": "ease"}}
-    nb.metadata["recsys_lab"] = {"Parameters": "model = ease, seed = 0", "Data (SHA-256)": "ml100k-time 0123456789abcdef", "Commit": "a21d0bd", "Hardware": "AMD EPYC, 2 cores", "Versions": "Python 3.11.7, numpy 2.4.6"}
-    for study, name in (("evaluate", "ml100k-time-ease"), ("evaluate", "ml100k-time-sasrec"), ("leaderboard", "ml100k-time")):
+    nb.metadata["papermill"] = {
+        "duration": 12.34,
+        "end_time": "2026-11-21T08:00:00.1",
+        "parameters": {"model": "ease"},
+    }
+    nb.metadata["recsys_lab"] = {
+        "Parameters": "model = ease, seed = 0",
+        "Data (SHA-256)": "ml100k-time 0123456789abcdef",
+        "Commit": "a21d0bd",
+        "Hardware": "AMD EPYC, 2 cores",
+        "Versions": "Python 3.11.7, numpy 2.4.6",
+    }
+    for study, name in (
+        ("evaluate", "ml100k-time-ease"),
+        ("evaluate", "ml100k-time-sasrec"),
+        ("leaderboard", "ml100k-time"),
+    ):
         folder = top / "artifacts" / "_executed" / study
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, folder / f"{name}.ipynb")
 
 
 def _library(top):
-    for chapter, name, title in (("00_core", "00_files", "Files"), ("40_models", "12_ease", "EASE")):
+    for chapter, name, title in (
+        ("00_core", "00_files", "Files"),
+        ("40_models", "12_ease", "EASE"),
+    ):
         folder = top / "nbs" / chapter
         folder.mkdir(parents=True)
         nb = nbformat.v4.new_notebook(
             cells=[
-                nbformat.v4.new_markdown_cell(f"# {title}\n\n> The point of `{name}`.\n\n**Needs** nothing"),
+                nbformat.v4.new_markdown_cell(
+                    f"# {title}\n\n> The point of `{name}`.\n\n**Needs** nothing"
+                ),
                 nbformat.v4.new_code_cell("#| default_exp x"),
                 nbformat.v4.new_code_cell("#| hide\nsecret = 1"),
                 nbformat.v4.new_code_cell("#| export\ndef f(x):\n    return x"),

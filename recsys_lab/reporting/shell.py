@@ -98,8 +98,7 @@ td.wide{min-width:14rem}
 CSS_CELLS = """
 .rl-fig{margin:1.5rem 0 2rem}
 .rl-fig figcaption{font-weight:650;line-height:1.4;margin:0 0 .25rem}
-.rl-fig figcaption span{position:sticky;left:0;display:inline-block;max-width:min(72ch,calc(100vw - 2rem))}
-caption small{display:block;font-weight:400;color:var(--muted);font-size:.875rem}
+.rl-fig figcaption small{display:block;font-weight:400;color:var(--muted);font-size:.875rem}
 .rl-plot{width:100%;min-width:0}
 .rl-plot p{color:var(--muted);font-size:.875rem}
 .rl-code{margin:0 0 1rem}
