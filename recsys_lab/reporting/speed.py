@@ -91,7 +91,9 @@ class Busy(SpeedError):
     "The machine does other work: nothing was timed"
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #02efed3e
-LOAD, BEFORE, DURING = 0.3, 0.15, 0.10  # Load average; share of all cores in use before, and by others during, a run
+LOAD = 0.3  # Load average of the last minute before the first run
+BEFORE = 0.15  # Share of all cores in use before a run
+DURING = 0.10  # Share of all cores that others use during a run
 
 
 def cpu_seconds() -> tuple[float, float]:  # Busy and all, of all cores together, since the start
@@ -158,8 +160,8 @@ def measured(
     command: list,  # Program and arguments
     folder: Path,  # Where log.txt and used.json go
     threads: int = 2,
-) -> dict:  # seconds, cpu_s, peak_mb (10^6 bytes), others: share of all cores that others used meanwhile
-    "Run a program alone and say what it used"
+) -> dict:  # seconds, cpu_s, peak_mb (10^6 bytes), others (share of all cores)
+    "Run a program, and say what it and others used meanwhile"
     folder.mkdir(parents=True, exist_ok=True)
     used, own = folder / "used.json", psutil.Process()
     for name in ("used.json", "run.json"):
@@ -272,7 +274,7 @@ def peer_python() -> Path:
     "The Python of the peer's environment"
     path = root() / ".venv-recbole" / "bin" / "python"
     if not path.exists():
-        raise SpeedError(f"{path.relative_to(root())} is missing; `make peers` makes RecBole's environment")
+        raise SpeedError(".venv-recbole is missing; `make peers` makes RecBole's environment")
     return path
 
 
@@ -361,10 +363,11 @@ def one_run(
         used = measured(command, out, settings.threads)
         if not settings.idle or used["others"] <= DURING:
             return read_json(out / "run.json") | {"used": used | {"before": before}}
-        settings.say(f"{task.name}, {side}: others used {used['others']:.0%} meanwhile, run {attempt}")
+        others = f"{used['others']:.0%} of the processors"
+        settings.say(f"{task.name}, {side}: others used {others} during run {attempt}")
     raise Busy(
-        f"{task.name}, {side}: other programs used {used['others']:.0%} of the processors during "
-        f"two runs, over {DURING:.0%}: not timed. Stop them and start again"
+        f"{task.name}, {side}: other programs used {others} during two runs, "
+        f"over {DURING:.0%}: not timed. Stop them and start again"
     )
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #eebf8ffc
@@ -414,11 +417,10 @@ def to_best(
     mark = max(theirs)
     at = next((i for i, v in enumerate(mine) if v >= mark), None)
     first = theirs.index(mark)
-    reached = {"ours_s": None, "ours_epoch": None}
+    out = {"mark": mark, "ours_best": max(mine), "ours_s": None, "ours_epoch": None}
     if at is not None:
-        reached = {"ours_s": ours[at]["cumulative_train_s"], "ours_epoch": at + 1}
-    peer_s = peer[first]["cumulative_train_s"]
-    return reached | {"mark": mark, "peer_s": peer_s, "peer_epoch": first + 1, "ours_best": max(mine)}
+        out |= {"ours_s": ours[at]["cumulative_train_s"], "ours_epoch": at + 1}
+    return out | {"peer_s": peer[first]["cumulative_train_s"], "peer_epoch": first + 1}
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #ac1ad017
 def judged(
@@ -450,7 +452,8 @@ def quality(
     sides = ("ours", "peer")
     tables = {s: judged([where / f"{s}-{i}" for i in range(repeats)], asked) for s in sides}
     row = compare(tables).iloc[0]
-    told = {"ours": row.mean_a, "peer": row.mean_b} | row[["difference", "low", "high", "p"]].to_dict()
+    told = {"ours": row.mean_a, "peer": row.mean_b}
+    told |= {k: row[k] for k in ("difference", "low", "high", "p")}
     return {k: float(v) for k, v in told.items()} | {"n": int(row.n), "metric": "ndcg@10"}
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #ff80f1ef
@@ -530,14 +533,16 @@ def describe(
     task, q = SpeedTask(**result["task"]), result["quality"]
     a, b = result["ours"], result["peer"]
     lines = [f"{task.label}: {result['ratio']:.1f} times as fast as {result['peer_name']}"]
-    lines.append(f"  seconds {a['seconds']:.4g} : {b['seconds']:.4g}, median of {result['repeats']}")
-    lines[-1] += f"; peak memory {a['peak_mb']:,.0f} : {b['peak_mb']:,.0f} MB"
+    memory = f"peak memory {a['peak_mb']:,.0f} : {b['peak_mb']:,.0f} MB"
+    n = f"median of {result['repeats']}"
+    lines.append(f"  seconds {a['seconds']:.4g} : {b['seconds']:.4g}, {n}; {memory}")
     difference = f"{q['difference']:+.4f} [{q['low']:+.4f}, {q['high']:+.4f}]"
     lines.append(f"  test NDCG@10 {q['ours']:.4f} : {q['peer']:.4f}, difference {difference}")
     if best := result.get("to_best"):
         lines.append(f"  {_best_words(best, task)}")
     if gemm := result.get("gemm"):
-        lines.append(f"  scoring {gemm['gflops']:.0f} GFLOP/s, {gemm['share']:.0%} of the fastest product")
+        share = f"{gemm['share']:.0%} of the fastest product"
+        lines.append(f"  scoring {gemm['gflops']:.0f} GFLOP/s, {share}")
     return "\n".join(lines)
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #c56c2e2e
