@@ -78,7 +78,7 @@ def _fit(self: NeuralRecommender, train: Interactions, valid, items, users):
         self.net = self._network(train).to(device)
         learner = self._learner(train, valid, device)
         learner.fit(self.options["epochs"])
-    self.curve = learner.history
+    self.curve, self.seconds = learner.history, learner.seconds
     self.net = self.net.to("cpu").eval()
     self._freeze()
 

@@ -65,6 +65,7 @@ def state(self: Learner) -> dict:
     return {
         "epoch": self.epoch,
         "step": self.step,
+        "seconds": self.seconds,
         "stopped": self.stopped,
         "history": self.history,
         "model": self.model.state_dict(),
@@ -84,7 +85,7 @@ def restore(
 ):
     "Go on from a saved state"
     self.epoch, self.step, self.stopped = state["epoch"], state["step"], state["stopped"]
-    self.history = list(state["history"])
+    self.history, self.seconds = list(state["history"]), state["seconds"]
     self.model.load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
     self.scaler.load_state_dict(state["scaler"])

@@ -73,7 +73,8 @@ class Learner:
         self.optimizer = make(self.model.parameters())
         self.callbacks = sorted(callbacks, key=lambda c: c.order)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.epoch, self.step, self.history, self.row = 0, 0, [], {}
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.history, self.row = [], {}
         self._options(**options)
 
 # %% ../../nbs/30_training/03_learner.ipynb #e9d3a46e
@@ -151,6 +152,7 @@ def fit(
         self.epoch += 1
         self.history.append(self.row)
         self.call("after_epoch")
+        self.seconds += time.perf_counter() - start
         release_memory()
     self.call("after_fit")
     self.model.eval()
