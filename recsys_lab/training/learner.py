@@ -73,8 +73,7 @@ class Learner:
         self.optimizer = make(self.model.parameters())
         self.callbacks = sorted(callbacks, key=lambda c: c.order)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.epoch, self.step, self.seconds = 0, 0, 0.0
-        self.history, self.row = [], {}
+        self.epoch, self.step, self.seconds, self.history, self.row = 0, 0, 0.0, [], {}
         self._options(**options)
 
 # %% ../../nbs/30_training/03_learner.ipynb #e9d3a46e
