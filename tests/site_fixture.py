@@ -57,7 +57,7 @@ def _model(top, protocol, model, v, rng, sampled):
         top / "artifacts" / "_cost" / protocol / f"{model}.json",
         {
             "fit_seconds": seconds,
-            "users_per_second": 8000 * rng.random(),
+            "p50_ms": 4 * rng.random(),
             "model_mb": 4.2,
             "peak_mb": 512.0,
         },

@@ -170,7 +170,7 @@ def _tile(tile: Mapping) -> str:
 # %% ../../nbs/80_reporting/03a_front.ipynb #21233af1
 COST_NAMES = {  # column -> keys under which a study may store it, the first one present counts
     "fit (s)": ("fit_seconds", "train_seconds", "seconds"),
-    "users/s": ("users_per_second", "score_users_per_second"),
+    "one list (ms)": ("p50_ms",),
     "peak (MB)": ("peak_mb", "peak_rss_mb"),
 }
 OTHERS = ["recall@10", "coverage@10"]
@@ -227,7 +227,11 @@ def _against_time(rows: pd.DataFrame, costs: Mapping, metric: str) -> list:
     t = rows.assign(seconds=rows.model.map(seconds).astype(float))
     t, title = t[t.seconds > 0], "Accuracy against training time"
     words = "training time (s)"
-    return [tradeoff_figure(t, "seconds", words, metric, log_x=True, title=title)] if len(t) else []
+    return (
+        [tradeoff_figure(t, "seconds", words, metric, log_x=True, title=title)]
+        if len(t) > 2
+        else []
+    )
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #5656ba5d
 def tradeoff_section(facts: Facts, draw: Callable) -> str:
@@ -236,6 +240,8 @@ def tradeoff_section(facts: Facts, draw: Callable) -> str:
         return ""
     board = facts.boards[facts.main]
     rows = one_metric(board, facts.metric)
+    if len(rows) < 3:
+        return ""  # one or two models are a table, not a trade-off
     figures = _against_coverage(rows, board, facts.metric)
     figures += _against_time(rows, facts.costs.get(facts.main, {}), facts.metric)
     drawn = "".join(draw(f) for f in figures)

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -305,15 +306,25 @@ def build_site(
     facts = gather(top)
     about = site_facts(top, facts)
     failed = execute_library(top, workers) if run else {}
+    start = time.time_ns()
     pages = study_pages(top, out)
     library_pages(top, out, {k: about[k] for k in ("Commit", "Versions", "Built")})
-    atomic_write(
-        out / "studies.html",
-        page("Studies", studies_index(pages), _nav(0, "Studies"), footer=about),
-    )
+    studies = page("Studies", studies_index(pages), _nav(0, "Studies"), footer=about)
+    atomic_write(out / "studies.html", studies)
     atomic_write(out / "summary.html", mail_page(facts, about))
     atomic_write(out / "plotly.min.js", plotly_js().read_bytes())
     index = atomic_write(out / "index.html", front_page(facts, about, pages))
+    _sweep(out, start)
     for notebook, why in failed.items():
         print(f"{notebook} failed:\n{why}", file=sys.stderr)
     return index
+
+# %% ../../nbs/80_reporting/04_site.ipynb #a50d478b
+def _sweep(out: Path, start: int):
+    "Remove pages that this build did not write: their study or notebook is gone"
+    for file in out.rglob("*.html"):
+        if file.stat().st_mtime_ns < start - 2_000_000_000:  # file systems round
+            file.unlink()
+    for folder in out.iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
