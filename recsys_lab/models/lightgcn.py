@@ -13,12 +13,11 @@ import warnings
 import numpy as np
 import scipy.sparse as sp
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..data.interactions import Histories
-from .bprmf import pair_loss
+from .bprmf import pair_loss, rows_l2
 from .factors import FactorRecommender
 from .neural import NeuralRecommender
 from ..training.batches import PairBatches
@@ -38,7 +37,7 @@ def as_torch(A: sp.csr_matrix, device) -> Tensor:
     "A sparse matrix for torch, in the layout whose product is fast"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")
-        parts = (torch.as_tensor(x).long() for x in (A.indptr, A.indices))
+        parts = (torch.as_tensor(x).int() for x in (A.indptr, A.indices))
         return torch.sparse_csr_tensor(*parts, torch.as_tensor(A.data), A.shape).to(device)
 
 # %% ../../nbs/40_models/15_lightgcn.ipynb #dde144c5
@@ -48,10 +47,9 @@ class Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, E, A, layers):
         ctx.A, ctx.layers = A, layers
-        total, current = E.clone(), E
+        total = E
         for _ in range(layers):
-            current = A @ current
-            total += current
+            total = torch.addmm(E, A, total)
         return total / (layers + 1)
 
     @staticmethod
@@ -71,7 +69,9 @@ class LightGCN(NeuralRecommender, FactorRecommender):
         **training,  # See `models.neural.OPTIONS`
     ):
         if min(dim, layers) < 1 or reg < 0:
-            raise ValueError(f"dim and layers must be at least 1, reg not negative, got {dim}, {layers}, {reg}")
+            raise ValueError(
+                f"dim and layers must be at least 1, reg not negative, got {dim}, {layers}, {reg}"
+            )
         self.dim, self.layers, self.reg, self.batch_size = dim, layers, reg, batch_size
         self._set_options(training)
 
@@ -93,11 +93,11 @@ def _batches(self: LightGCN, train, device) -> PairBatches:
 def _loss(self: LightGCN, net: nn.Embedding, batch) -> Tensor:
     "BPR loss of the smoothed vectors, regularisation of the first-layer ones"
     user, item, drawn = batch
-    nodes = torch.cat([user, item + self.n_users, drawn + self.n_users])
-    smooth = F.embedding(nodes, Propagate.apply(net.weight, self.graph, self.layers))
-    loss = pair_loss(*smooth.split(len(user)), reg=0.0)
+    smooth = Propagate.apply(net.weight, self.graph, self.layers)
+    loss = pair_loss(*smooth.split([self.n_users, self.n_items]), *batch)
     if self.reg:
-        loss = loss + self.reg * net(nodes).square().sum() / (2 * len(user))
+        nodes = user, item + self.n_users, drawn + self.n_users
+        loss = loss + self.reg * rows_l2(net.weight, *nodes) / (2 * len(user))
     return loss
 
 # %% ../../nbs/40_models/15_lightgcn.ipynb #a70e9d19

@@ -11,7 +11,7 @@ __all__ = ['Block', 'Transformer', 'SASRec']
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from ..data.interactions import Histories
@@ -90,9 +90,7 @@ class SASRec(NeuralRecommender):
         stride: int | str | None = "window",  # Targets of a window; None: newest window only
         **training,  # See `models.neural.OPTIONS`
     ):
-        self.dim, self.window, self.blocks, self.heads, self.inner = dim, window, blocks, heads, inner
-        self.dropout, self.loss, self.negatives, self.smoothing = dropout, loss, negatives, smoothing
-        self.half, self.targets, self.stride = half, targets, stride
+        store_attr(but="training")
         self._check()
         self._set_options(training)
 

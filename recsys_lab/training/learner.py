@@ -11,10 +11,12 @@ __all__ = ['PRECISION', 'Callback', 'Learner']
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.optim import Adam
 
 from ..core.device import pick_device, release_memory
 
@@ -69,7 +71,7 @@ class Learner:
     ):
         self.device = device or pick_device()
         self.model, self.batches, self.loss = model.to(self.device), batches, loss
-        make = optimizer or (lambda p: torch.optim.Adam(p, lr=lr, weight_decay=weight_decay))
+        make = optimizer or partial(Adam, lr=lr, weight_decay=weight_decay, fused=True)
         self.optimizer = make(self.model.parameters())
         self.callbacks = sorted(callbacks, key=lambda c: c.order)
         self.generator = torch.Generator(self.device).manual_seed(seed)

@@ -33,7 +33,8 @@ class Negatives:
         self.log_q = torch.log(torch.tensor(q / q.sum(), dtype=torch.float32, device=device))
         self.cumulative = torch.tensor(np.cumsum(q / q.sum()), dtype=torch.float64, device=device)
         keys = np.unique(train.user.astype(np.int64) * train.n_items + train.item)
-        self.keys = torch.tensor(keys, device=device)
+        self.keys, self.n_pairs = torch.tensor(keys, device=device), train.n_users * train.n_items
+        self.table = None  # Made when it is first asked for
 
 # %% ../../nbs/30_training/01_negatives.ipynb #717a709f
 @patch
@@ -57,6 +58,11 @@ def taken(
 ) -> Tensor:  # bool, shape (n,)
     "Was this pair in the training data?"
     key = users * self.n_items + items
+    if self.n_pairs <= 2**25:
+        if self.table is None:
+            self.table = torch.zeros(self.n_pairs, dtype=torch.bool, device=self.device)
+            self.table[self.keys] = True
+        return self.table[key]
     place = torch.searchsorted(self.keys, key).clamp_(max=len(self.keys) - 1)
     return self.keys[place] == key
 
