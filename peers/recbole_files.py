@@ -3,10 +3,11 @@
 RecBole calls them benchmark files: with them it neither filters nor splits nor sorts, so it trains on
 exactly our training rows and is judged on exactly our targets.
 """
+
 import numpy as np
 import pandas as pd
 
-NAME = "split"                               # RecBole looks for NAME/NAME.<part>.inter
+NAME = "split"  # RecBole looks for NAME/NAME.<part>.inter
 PARTS = ("train", "valid", "test")
 COLUMNS = ["user", "item", "timestamp"]
 
@@ -20,12 +21,16 @@ def read_part(path):
     """Rows of one part sorted by user and time; rows with equal times keep the order of the file."""
     rows = pd.read_csv(path)
     if missing := [c for c in COLUMNS if c not in rows]:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing, the columns are {list(rows)}; "
-                         f"write the header {','.join(COLUMNS)}")
+        raise ValueError(
+            f"{path}: column {missing[0]!r} is missing, the columns are {list(rows)}; "
+            f"write the header {','.join(COLUMNS)}"
+        )
     for column in COLUMNS:
         if rows[column].dtype.kind != "i" or rows[column].min() < 0 and column != "timestamp":
-            raise ValueError(f"{path}: column {column!r} ({len(rows)} rows) must hold whole numbers, "
-                             f"codes from 0; got {rows[column].dtype}, minimum {rows[column].min()}")
+            raise ValueError(
+                f"{path}: column {column!r} ({len(rows)} rows) must hold whole numbers, "
+                f"codes from 0; got {rows[column].dtype}, minimum {rows[column].min()}"
+            )
     order = np.lexsort((rows["timestamp"], rows["user"]))
     return rows.iloc[order].reset_index(drop=True)
 
@@ -40,7 +45,9 @@ def write_pairs(split, folder):
 def write_sequences(split, folder, window, test_history):
     """For sequence models: one line a target, with at most `window` items that came before it."""
     train, valid, test = (split[part] for part in PARTS)
-    seen = {"train": train, "train+valid": pd.concat([train, valid], ignore_index=True)}[test_history]
+    seen = {"train": train, "train+valid": pd.concat([train, valid], ignore_index=True)}[
+        test_history
+    ]
     write_targets(folder / f"{NAME}.train.inter", training_targets(train, window))
     write_targets(folder / f"{NAME}.valid.inter", held_out_targets(valid, histories(train), window))
     write_targets(folder / f"{NAME}.test.inter", held_out_targets(test, histories(seen), window))
@@ -58,14 +65,16 @@ def training_targets(train, window):
     """Every item of a user but the first, each with the items before it: RecBole's own augmentation."""
     for user, items in histories(train).items():
         for at in range(1, len(items)):
-            yield user, items[max(0, at - window):at], items[at]
+            yield user, items[max(0, at - window) : at], items[at]
 
 
 def held_out_targets(rows, before, window):
     """Every held-out item with the latest items of its user's history."""
     if cold := set(rows["user"]) - set(before):
-        raise ValueError(f"{len(cold)} of {rows['user'].nunique()} users have a target but no history "
-                         f"(user {min(cold)} first); leave them out of the split for a sequence model")
+        raise ValueError(
+            f"{len(cold)} of {rows['user'].nunique()} users have a target but no history "
+            f"(user {min(cold)} first); leave them out of the split for a sequence model"
+        )
     for user, item in zip(rows["user"], rows["item"], strict=True):
         yield user, before[user][-window:], item
 

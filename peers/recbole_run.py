@@ -2,6 +2,7 @@
 
 Runs in RecBole's own environment and imports nothing of ours. Writes run.json, top.npy and top_judged.npy.
 """
+
 import argparse
 import json
 import os
@@ -10,32 +11,51 @@ import tempfile
 import warnings
 from pathlib import Path
 
-BUSY = 3                                     # exit code: the machine is busy, nothing was run
-IDLE_LOAD = 0.3                              # one-minute load average up to which times count
+BUSY = 3  # exit code: the machine is busy, nothing was run
+IDLE_LOAD = 0.3  # one-minute load average up to which times count
 
 
 def parse():
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--split", type=Path, required=True, help="folder with train.csv, valid.csv, test.csv")
-    parser.add_argument("--model", required=True, help="RecBole's name: BPR, LightGCN, EASE, SASRec, ...")
-    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the ranked lists")
-    parser.add_argument("--config", type=json.loads, default={}, help="JSON object of RecBole settings to change")
+    parser.add_argument(
+        "--split", type=Path, required=True, help="folder with train.csv, valid.csv, test.csv"
+    )
+    parser.add_argument(
+        "--model", required=True, help="RecBole's name: BPR, LightGCN, EASE, SASRec, ..."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for run.json and the ranked lists"
+    )
+    parser.add_argument(
+        "--config", type=json.loads, default={}, help="JSON object of RecBole settings to change"
+    )
     parser.add_argument("--epochs", type=int, help="most epochs to train; default: RecBole's 300")
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="how often the test evaluation is timed")
-    parser.add_argument("--test-history", choices=["train", "train+valid"], default="train+valid",
-                        help="what a sequence model reads before it ranks the test items")
-    parser.add_argument("--no-idle-check", action="store_true", help="run on a busy machine; its times mean nothing")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often the test evaluation is timed"
+    )
+    parser.add_argument(
+        "--test-history",
+        choices=["train", "train+valid"],
+        default="train+valid",
+        help="what a sequence model reads before it ranks the test items",
+    )
+    parser.add_argument(
+        "--no-idle-check", action="store_true", help="run on a busy machine; its times mean nothing"
+    )
     return parser.parse_args()
 
 
 def refuse_when_busy(limit=IDLE_LOAD):
     """Leave with code 3 when other work would spoil the times."""
     if (load := os.getloadavg()[0]) > limit:
-        print(f"load average {load:.2f} is over {limit}: not timed. Wait until the machine is idle, "
-              "or pass --no-idle-check", file=sys.stderr)
+        print(
+            f"load average {load:.2f} is over {limit}: not timed. Wait until the machine is idle, "
+            "or pass --no-idle-check",
+            file=sys.stderr,
+        )
         sys.exit(BUSY)
 
 
@@ -45,12 +65,13 @@ def set_up(threads):
         os.environ[name] = str(threads)
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     warnings.filterwarnings("ignore")
-    sys.argv = sys.argv[:1]                  # RecBole reads --name=value from the command line by itself
+    sys.argv = sys.argv[:1]  # RecBole reads --name=value from the command line by itself
 
 
 def save(out, report, lists):
     """Write the ranked lists, then run.json as the sign that the run is whole."""
     import numpy as np
+
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in lists.items():
         np.save(out / f"{name}.npy", rows, allow_pickle=False)
@@ -70,9 +91,10 @@ def main():
     (args.out / "run.json").unlink(missing_ok=True)
     from recbole_files import read_split
     from recbole_train import train_and_judge
+
     split = read_split(args.split)
     with tempfile.TemporaryDirectory() as work:
-        os.chdir(work)                       # RecBole leaves logs in the current folder
+        os.chdir(work)  # RecBole leaves logs in the current folder
         report, lists = train_and_judge(args, split, Path(work))
         os.chdir("/")
     save(args.out, {"load_before": load, "idle_checked": not args.no_idle_check} | report, lists)

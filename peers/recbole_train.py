@@ -1,4 +1,5 @@
 """Train and judge one RecBole model with RecBole's own trainer, with a clock beside it."""
+
 import platform
 import resource
 from importlib.metadata import version
@@ -18,8 +19,20 @@ from scipy.sparse import csr_matrix
 METRICS = ["NDCG", "Recall", "Hit", "Precision", "MRR", "MAP"]
 CUTS = [5, 10, 20]
 PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas")
-TRAINING = ("epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "train_neg_sample_args",
-            "eval_step", "stopping_step", "valid_metric", "metrics", "topk", "eval_batch_size")
+TRAINING = (
+    "epochs",
+    "train_batch_size",
+    "learner",
+    "learning_rate",
+    "weight_decay",
+    "train_neg_sample_args",
+    "eval_step",
+    "stopping_step",
+    "valid_metric",
+    "metrics",
+    "topk",
+    "eval_batch_size",
+)
 
 
 def peak_mb():
@@ -40,9 +53,17 @@ def is_sequential(model):
 def make_config(args, work):
     """RecBole's defaults for the model, our files, our cuts, then the overrides of the caller."""
     ours = {
-        "data_path": str(work), "checkpoint_dir": str(work / "saved"), "gpu_id": "", "state": "WARNING",
-        "show_progress": False, "benchmark_filename": ["train", "valid", "test"], "seed": args.seed,
-        "metrics": METRICS, "topk": CUTS, "valid_metric": "NDCG@10", "metric_decimal_place": 12,
+        "data_path": str(work),
+        "checkpoint_dir": str(work / "saved"),
+        "gpu_id": "",
+        "state": "WARNING",
+        "show_progress": False,
+        "benchmark_filename": ["train", "valid", "test"],
+        "seed": args.seed,
+        "metrics": METRICS,
+        "topk": CUTS,
+        "valid_metric": "NDCG@10",
+        "metric_decimal_place": 12,
     }
     if args.epochs is not None:
         ours["epochs"] = args.epochs
@@ -102,7 +123,7 @@ def rank(trainer, data, codes, seen=None, k=20):
 
 def mean_ndcg(lists, codes, truth, k=10):
     """Mean binary NDCG@k of ranked lists, the ideal cut at k."""
-    users, items = lists[:, :1], codes.item_number[lists[:, 1:k + 1]]
+    users, items = lists[:, :1], codes.item_number[lists[:, 1 : k + 1]]
     gain = 1 / np.log2(np.arange(2, k + 2))
     hits = truth[users, items].toarray()
     n_truth = np.minimum(truth[lists[:, 0]].sum(axis=1).A1, k)
@@ -163,28 +184,43 @@ def train_and_judge(args, split, work):
     if is_sequential(args.model):
         trainer.judge = masked_judge(trainer, codes, split)
     trainer.fit(loaders[0], loaders[1], show_progress=False)
-    report = {"load_s": load_s, "prepare_s": prepare_s, "build_s": build_s, "start_mb": start_mb,
-              "train_peak_mb": peak_mb(), **describe(args, split, config, dataset, loaders)}
-    return report | learned(trainer) | judged(trainer, loaders[2], args), export(trainer, loaders[2], codes, split)
+    report = {
+        "load_s": load_s,
+        "prepare_s": prepare_s,
+        "build_s": build_s,
+        "start_mb": start_mb,
+        "train_peak_mb": peak_mb(),
+        **describe(args, split, config, dataset, loaders),
+    }
+    return report | learned(trainer) | judged(trainer, loaders[2], args), export(
+        trainer, loaders[2], codes, split
+    )
 
 
 def describe(args, split, config, dataset, loaders):
     """What was run, on what, with which settings."""
     names = dict.fromkeys([*TRAINING, *own_settings(args.model), *args.config])
     return {
-        "model": args.model, "seed": config["seed"], "threads": torch.get_num_threads(),
-        "n_users": dataset.user_num - 1, "n_items": dataset.item_num - 1,
+        "model": args.model,
+        "seed": config["seed"],
+        "threads": torch.get_num_threads(),
+        "n_users": dataset.user_num - 1,
+        "n_items": dataset.item_num - 1,
         "rows": {part: len(rows) for part, rows in split.items()},
         "repeated_train_rows": int(split["train"].duplicated(["user", "item"]).sum()),
-        "train_targets": len(loaders[0]._dataset), "updates_per_epoch": len(loaders[0]),
+        "train_targets": len(loaders[0]._dataset),
+        "updates_per_epoch": len(loaders[0]),
         "test_history": args.test_history if is_sequential(args.model) else "train",
-        "settings": {name: config[name] for name in names} | window(config), "versions": versions(),
+        "settings": {name: config[name] for name in names} | window(config),
+        "versions": versions(),
     }
 
 
 def window(config):
     """Length of the item lists, for the models that read them."""
-    return {name: config[name] for name in ["MAX_ITEM_LIST_LENGTH"] if is_sequential(config["model"])}
+    return {
+        name: config[name] for name in ["MAX_ITEM_LIST_LENGTH"] if is_sequential(config["model"])
+    }
 
 
 def own_settings(model):
@@ -197,19 +233,31 @@ def learned(trainer):
     """The curve of training and its best epoch."""
     scores = [row["ndcg@10"] for row in trainer.curve]
     best = int(np.argmax(scores))
-    return {"epochs": trainer.curve, "best_epoch": best + 1, "best_valid_ndcg@10": scores[best],
-            "train_s_to_best": trainer.curve[best]["cumulative_train_s"]}
+    return {
+        "epochs": trainer.curve,
+        "best_epoch": best + 1,
+        "best_valid_ndcg@10": scores[best],
+        "train_s_to_best": trainer.curve[best]["cumulative_train_s"],
+    }
 
 
 def judged(trainer, test_data, args):
     """Test metrics as RecBole reports them at its best epoch, and the seconds of judging again."""
     metrics = trainer.evaluate(test_data)
-    again = [clock(trainer.evaluate, test_data, load_best_model=False)[1] for _ in range(args.repeats)]
-    return {"test": {name: float(value) for name, value in metrics.items()},
-            "evaluate_s": again, "peak_mb": peak_mb()}
+    again = [
+        clock(trainer.evaluate, test_data, load_best_model=False)[1] for _ in range(args.repeats)
+    ]
+    return {
+        "test": {name: float(value) for name, value in metrics.items()},
+        "evaluate_s": again,
+        "peak_mb": peak_mb(),
+    }
 
 
 def export(trainer, test_data, codes, split):
     """Lists without anything seen in training or validation, and the ranking that RecBole itself judged."""
     seen = codes.matrix(split["train"]) + codes.matrix(split["valid"])
-    return {"top": rank(trainer, test_data, codes, seen), "top_judged": rank(trainer, test_data, codes)}
+    return {
+        "top": rank(trainer, test_data, codes, seen),
+        "top_judged": rank(trainer, test_data, codes),
+    }

@@ -78,7 +78,9 @@ def test_a_misspelt_parameter_is_refused(tmp_path):
 
 def test_fetch_asks_nothing_of_the_network_twice(tmp_path):
     "With every way out closed, data that is there is found there"
-    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    closed = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     done = lab("fetch", **closed, PIP_NO_INDEX="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("there already") == 3

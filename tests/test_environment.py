@@ -34,7 +34,12 @@ UNIMPORTED = {
 DISTRIBUTION = {"sklearn": "scikit-learn", "yaml": "pyyaml", "faiss": "faiss-cpu"}
 DISTRIBUTION |= {"ruamel": "ruamel-yaml"}
 # Come with something pinned and are its public face
-WITH = {"jupyter_client": "nbclient", "packaging": "pytest", "jinja2": "nbconvert", "IPython": "ipykernel"}
+WITH = {
+    "jupyter_client": "nbclient",
+    "packaging": "pytest",
+    "jinja2": "nbconvert",
+    "IPython": "ipykernel",
+}
 WITH |= {"traitlets": "nbconvert", "pygments": "nbconvert", "requests": "dvc", "bs4": "nbconvert"}
 WITH |= {"click": "typer", "pytrec_eval": "ir-measures"}
 

@@ -84,7 +84,9 @@ def test_nothing_forbidden_is_imported(module):
     assert not tops & JUDGES, "a library that only checks us belongs in tests and hidden cells"
 
 
-CALLS = re.compile(r"\btorch\.load\(|\ballow_pickle=True|\bread_pickle\(|\bto_pickle\(|\bimport dvc\b")
+CALLS = re.compile(
+    r"\btorch\.load\(|\ballow_pickle=True|\bread_pickle\(|\bto_pickle\(|\bimport dvc\b"
+)
 
 
 def tracked(*patterns: str) -> list[Path]:

@@ -139,7 +139,9 @@ def test_names_are_unique():
     "Pages are named without the number"
     pages = Counter((p.parent.name, re.sub(r"^[0-9]+[a-z]?_", "", p.stem)) for p in LIB)
     assert not [k for k, n in pages.items() if n > 1]
-    modules = Counter(m for p in LIB for m in re.findall(r"default_exp (\S+?)[\\\"]", p.read_text()))
+    modules = Counter(
+        m for p in LIB for m in re.findall(r"default_exp (\S+?)[\\\"]", p.read_text())
+    )
     assert not [m for m, n in modules.items() if n > 1], "two notebooks export one module"
 
 
@@ -152,7 +154,9 @@ def test_export_in_sync(tmp_path):
     skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for entry in ("nbs", "recsys_lab", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / entry).is_dir() else shutil.copy
-        copy(ROOT / entry, tmp_path / entry, **({"ignore": skip} if copy is shutil.copytree else {}))
+        copy(
+            ROOT / entry, tmp_path / entry, **({"ignore": skip} if copy is shutil.copytree else {})
+        )
     for module in (tmp_path / "recsys_lab").rglob("*.py"):
         if module.name != "__init__.py":
             module.unlink()
@@ -164,11 +168,12 @@ def test_export_in_sync(tmp_path):
     assert not [f for f in new if new[f] != old[f]], "not in sync; run `make docs`"
 
 
-def test_lint():
-    "Unused imports, undefined names, imports out of order"
-    command = [BIN / "ruff", "check", "--output-format", "concise", "nbs", "tests", "peers"]
+@pytest.mark.parametrize("how", [["check"], ["format", "--check"]], ids=" ".join)
+def test_lint(how):
+    "Unused imports, undefined names, imports out of order; one format for all"
+    command = [BIN / "ruff", *how, "--quiet", "nbs", "tests", "peers", "benchmark"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout[-3000:] + "\nrun: make docs"
 
 
 def test_tutorial_is_short():

@@ -22,7 +22,9 @@ def test_valid(raw):
         assert all(module == key.partition("-")[0] for key, module in models.items())
         assert p.protocol[name].dataset in p.embedded, f"run.{name} needs data that is not fetched"
         lacking = set(models) - set(p.tuned.get(name, {}))
-        assert not lacking, f"tuned.{name} has no section for {lacking}; DVC needs one, {{}} will do"
+        assert not lacking, (
+            f"tuned.{name} has no section for {lacking}; DVC needs one, {{}} will do"
+        )
 
 
 def test_the_small_set_has_the_same_shape():

@@ -140,14 +140,18 @@ def check_manifest(
     "Raise `ManifestError` unless every listed file is there and unchanged"
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
-        raise ManifestError(f"{folder}: no manifest.json; the folder was not written by us or not whole")
+        raise ManifestError(
+            f"{folder}: no manifest.json; the folder was not written by us or not whole"
+        )
     manifest = read_json(folder / "manifest.json")
     present = {str(p.relative_to(folder)) for p in _listed(folder)}
     for name, entry in manifest["files"].items():
         if name not in present:
             raise ManifestError(f"{folder}: {name} is missing; write the folder again")
         if sha256(folder / name) != entry["sha256"]:
-            raise ManifestError(f"{folder}: {name} has changed since it was written; write it again")
+            raise ManifestError(
+                f"{folder}: {name} has changed since it was written; write it again"
+            )
     if more := present - set(manifest["files"]):
         raise ManifestError(f"{folder}: files the manifest does not know: {sorted(more)}")
     return manifest

@@ -64,7 +64,11 @@ def config(
 ) -> dict:  # Argument name -> value
     "The constructor's arguments"
     given = list(inspect.signature(type(self).__init__).parameters.values())[1:]
-    return {p.name: getattr(self, p.name) for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {
+        p.name: getattr(self, p.name)
+        for p in given
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
 
 # %% ../../nbs/40_models/00_base.ipynb #cce6383c
 @patch
@@ -310,6 +314,14 @@ def _ids(ids: np.ndarray) -> dict:
     "Ids as JSON, with their type"
     return {"dtype": "int64" if ids.dtype.kind in "iu" else "object", "values": ids.tolist()}
 
+# %% ../../nbs/40_models/00_base.ipynb #c4d94be8
+@patch
+def _shared(self: Recommender) -> dict[str, np.ndarray]:
+    "What every fitted model keeps: histories and popularity"
+    h = self.histories
+    out = {"history.items": h.items, "history.offsets": h.offsets, "popularity": self.popularity}
+    return out if h.times is None else out | {"history.times": h.times}
+
 # %% ../../nbs/40_models/00_base.ipynb #08061732
 @patch
 def save(
@@ -319,15 +331,8 @@ def save(
     "Write the fitted model: safetensors, JSON, manifest"
     if not hasattr(self, "histories"):
         raise NotFitted(f"{type(self).__name__} has not been fitted; there is nothing to save")
-    common = {
-        "history.items": self.histories.items,
-        "history.offsets": self.histories.offsets,
-        "popularity": self.popularity,
-    }
-    if self.histories.times is not None:
-        common["history.times"] = self.histories.times
-    state = {k: np.ascontiguousarray(v) for k, v in (self._state() | common).items()}
-    card = {"schema": 1, "model": self.key, "module": type(self).__module__, "config": self.config()}
+    state = {k: np.ascontiguousarray(v) for k, v in (self._state() | self._shared()).items()}
+    card = {"schema": 1, "model": self.key, "config": self.config()}
     with atomic_folder(folder) as temp:
         save_file(state, temp / "weights.safetensors")
         write_json(temp / "model.json", card)

@@ -78,7 +78,9 @@ def check_strangers(make: Callable[[], Recommender]):
         model.recommend(["nobody"])
         raise AssertionError("an unknown user id must raise KeyError")
     except KeyError as e:
-        assert "nobody" in str(e) and "history" in str(e), "the error must name the user and the remedy"
+        assert "nobody" in str(e) and "history" in str(e), (
+            "the error must name the user and the remedy"
+        )
     for history in ([], ["no such film"]):
         assert len(model.recommend(history=[history], k=3)) == 3, f"no answer for history {history}"
     empty = model.score(histories=Histories.from_lists([[], [0, 1]]))
@@ -127,7 +129,9 @@ CHECKS = (
 
 def check_recommender(
     make: Callable[[], Recommender],  # Makes a fresh, unfitted model each time it is called
-    skip: tuple[str, ...] = (),  # Names of checks this kind of model cannot pass, such as "hidden_item"
+    skip: tuple[
+        str, ...
+    ] = (),  # Names of checks this kind of model cannot pass, such as "hidden_item"
 ):
     "Raise `AssertionError` naming the first broken promise of the contract"
     for check in CHECKS:

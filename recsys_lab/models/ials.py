@@ -73,7 +73,10 @@ def loss(
     user = torch.as_tensor(np.repeat(np.arange(len(by_user)), lengths), device=U.device)
     item = torch.as_tensor(by_user.items, device=U.device).long()
     part = 1 << 20
-    seen = sum(((1 - (U[u] * V[i]).sum(1)) ** 2).sum() for u, i in zip(user.split(part), item.split(part), strict=True))
+    seen = sum(
+        ((1 - (U[u] * V[i]).sum(1)) ** 2).sum()
+        for u, i in zip(user.split(part), item.split(part), strict=True)
+    )
     every = alpha * ((U.T @ U) * (V.T @ V)).sum()
     f_user = torch.as_tensor(lengths, device=U.device) + alpha * len(V)
     f_item = torch.bincount(item, minlength=len(V)) + alpha * len(U)

@@ -100,7 +100,9 @@ def _learner(self: NeuralRecommender, train: Interactions, valid, device) -> Lea
     names = ("lr", "weight_decay", "seed", "precision", "accumulate", "clip")
     given = {k: o[k] for k in names}
     batches = self._batches(train, device)
-    return Learner(self.net, batches, self._loss, callbacks=tuple(callbacks), device=device, **given)
+    return Learner(
+        self.net, batches, self._loss, callbacks=tuple(callbacks), device=device, **given
+    )
 
 # %% ../../nbs/40_models/02_neural.ipynb #8e0d64e6
 @patch

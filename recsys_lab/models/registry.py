@@ -54,7 +54,9 @@ def check_models() -> dict[str, Recommender]:  # Key -> model, not fitted
             make_model(key, protocol)
     for protocol, keys in p.run.items():
         if protocol not in p.protocol:
-            raise ParamsError(f"run.{protocol}: no such protocol; {did_you_mean(protocol, p.protocol)}")
+            raise ParamsError(
+                f"run.{protocol}: no such protocol; {did_you_mean(protocol, p.protocol)}"
+            )
         for key in keys:
             if key not in models:
                 raise ParamsError(f"run.{protocol}: no model {key!r}; {did_you_mean(key, models)}")

@@ -26,6 +26,7 @@ from recsys_lab.reporting.tables import (
     leaderboard_table,
     long_board,
     one_metric,
+    quality_table,
     reference_table,
     speed_table,
 )
@@ -63,6 +64,7 @@ class Facts:
     curves: dict = field(default_factory=dict)  # protocol -> model -> rows by epoch
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
     @property
@@ -100,9 +102,14 @@ def gather(
         for p, ms in results.items()
     }
     facts.sampled = {p: kind for p, kind in kinds.items() if kind != "full"}
-    summary = top / "artifacts" / "summary" / "summary.json"
-    facts.summary = check_summary(read_json(summary)) if summary.exists() else {}
+    facts.quality = _read(top / "reports" / "speed.json")
+    facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
+
+# %% ../../nbs/80_reporting/03a_front.ipynb #b37a62ca
+def _read(path: Path) -> dict:
+    "A JSON file, or nothing"
+    return read_json(path) if path.exists() else {}
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #ae0cd616
 SUMMARY_KEYS = (
@@ -296,6 +303,8 @@ def reference_section(facts: Facts) -> str:
         out.append(reference_table(rows[rows.target.notna() | (rows.verdict != "not measured")]))
     if len(facts.speed):
         out.append(speed_table(facts.speed))
+    if facts.quality:
+        out.append(quality_table(facts.quality))
     return f"<h2>Against published numbers</h2>{''.join(out)}" if out else ""
 
 

@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/tables.html.md"""
 
 # %% auto #0
 __all__ = ['REFERENCES', 'SPEED_TARGETS', 'long_board', 'one_metric', 'interval_bar', 'leaderboard_table', 'verdict', 'compare',
-           'reference_table', 'speed_table']
+           'reference_table', 'speed_table', 'quality_table']
 
 # %% ../../nbs/80_reporting/01_tables.ipynb #2e232d80
 from collections.abc import Iterable, Mapping
@@ -275,3 +275,30 @@ def speed_table(
     heads = [("task", ""), ("peer", ""), ("ours (s)", "num"), ("peer (s)", "num"), ("ratio", "num")]
     heads += [("target", "num"), ("verdict", ""), ("ours (MB)", "num"), ("peer (MB)", "num")]
     return _fixed([*heads, ("hardware", "")], body, caption)
+
+# %% ../../nbs/80_reporting/01_tables.ipynb #cb9c2611
+def _pair(a, b, form: str = ".3g") -> str:
+    "Ours and the peer's, or what is known of them"
+    return " : ".join("–" if v is None else format(v, form) for v in (a, b))
+
+
+def quality_table(
+    results: Mapping,  # Content of reports/speed.json: task -> result
+    caption: str = "The same comparisons: quality, time to the peer's best, share of the machine's peak",
+) -> Html:
+    "Paired quality difference and seconds to the peer's best validation, a row a task"
+    body = []
+    for name, r in results.items():
+        q, best, gemm = r["quality"], r.get("to_best") or {}, r.get("gemm")
+        cells = [
+            _pair(q["ours"], q["peer"], ".4f"),
+            interval(q["difference"], q["low"], q["high"], 4),
+        ]
+        cells += [f"{q['n']:,}", _pair(best.get("ours_s"), best.get("peer_s")) if best else ""]
+        cells += [f"{gemm['share']:.0%}" if gemm else ""]
+        told = "".join(f'<td class="num">{escape(c)}</td>' for c in cells)
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{told}</tr>')
+    heads = "NDCG@10, ours : peer|difference|users|seconds to the peer's best|of GEMM peak".split(
+        "|"
+    )
+    return _fixed([("task", ""), *((h, "num") for h in heads)], body, caption)

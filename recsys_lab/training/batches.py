@@ -50,7 +50,8 @@ class PairBatches:
 def cut_windows(
     offsets: np.ndarray,  # Where each history starts, and the end, int64, shape (n + 1,)
     window: int,  # Longest input
-    stride: int | None = None,  # Targets each window predicts; None: only the newest window of a history
+    stride: int
+    | None = None,  # Targets each window predicts; None: only the newest window of a history
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # First input, number of inputs, number of targets
     "Windows that cover the targets of every history"
     length = np.diff(offsets) - 1
@@ -87,7 +88,9 @@ class SequenceBatches:
         if not len(start):
             raise ValueError("no history has two items: there is nothing to predict")
         to = lambda x: torch.as_tensor(np.asarray(x), device=device).long()
-        self.items, self.start, self.size, self.count = map(to, (histories.items, start, size, count))
+        self.items, self.start, self.size, self.count = map(
+            to, (histories.items, start, size, count)
+        )
         self.batch_size = max(1, round(targets / count.mean()))
         self.pool, self.window = pool, window
 
@@ -111,7 +114,9 @@ def epoch(self: SequenceBatches, generator: torch.Generator) -> Iterator[tuple[T
 def batch(
     self: SequenceBatches,
     rows: Tensor,  # Windows, int64, shape (b,)
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # Inputs (b, L), sizes (b,), mask of targets (b, L), targets (n,)
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor
+]:  # Inputs (b, L), sizes (b,), mask of targets (b, L), targets (n,)
     "Inputs padded on the right by repeating the last item, and the targets that count"
     start, size, count = self.start[rows], self.size[rows], self.count[rows]
     place = torch.arange(int(size.max()), device=rows.device).unsqueeze(0)

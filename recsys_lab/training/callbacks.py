@@ -79,9 +79,12 @@ class EarlyStopping(Callback):
 
     def __init__(
         self,
-        metric: Callable[[], float],  # Higher is better; called in evaluation mode without gradients
+        metric: Callable[
+            [], float
+        ],  # Higher is better; called in evaluation mode without gradients
         name: str = "ndcg@10",  # Column in the log
-        patience: int | None = 10,  # Validations without a new best before stopping; None: never stop
+        patience: int
+        | None = 10,  # Validations without a new best before stopping; None: never stop
         every: int = 1,  # Epochs between validations
     ):
         if every < 1 or (patience is not None and patience < 1):

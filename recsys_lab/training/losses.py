@@ -86,7 +86,8 @@ def sampled_softmax(
     W: Tensor,  # Item vectors, shape (n_items, d)
     target: Tensor,  # Item codes, shape (n,)
     negatives: Tensor,  # Drawn item codes, shared by all rows, shape (m,)
-    log_q: Tensor | None = None,  # Log of each item's drawing probability, shape (n_items,); None: uniform
+    log_q: Tensor
+    | None = None,  # Log of each item's drawing probability, shape (n_items,); None: uniform
 ) -> Tensor:  # Mean over rows
     "Softmax over the target and drawn items, corrected for how they were drawn"
     positive = (h * W[target]).sum(1, keepdim=True)

@@ -63,7 +63,9 @@ def tune(
     validator, rows = Validator(split.history("valid"), split.valid, metric), []
     for number in progress(range(trials), "tuning", unit="trial"):
         rows.append(_one(study, number, make, space, split, validator))
-    return pd.DataFrame(rows).sort_values("value", ascending=False, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(
+        "value", ascending=False, kind="stable", ignore_index=True
+    )
 
 # %% ../../nbs/30_training/06_tune.ipynb #0bd94aeb
 def _one(study, number, make, space, split, validator) -> dict:
