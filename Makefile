@@ -43,7 +43,8 @@ report: setup  ## the site in reports/ from what is already computed
 	@recsys-lab report
 	@echo "The report: $(CURDIR)/reports/index.html"
 
-docs: setup  ## modules and README from the notebooks
+docs: setup  ## format, then modules and README from the notebooks
+	@ruff format -q nbs tests peers benchmark
 	@nbdev-export
 	@nbdev-clean
 	@find nbs -name '*.ipynb' -not -path '*/.*' -print0 | xargs -0 nbstripout --keep-id

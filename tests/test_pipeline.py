@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from recsys_lab.cli.record import ran_with
+from recsys_lab.reporting.studies import parse_given
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -106,16 +108,18 @@ def test_each_result_is_of_the_model_asked_for(project):
     assert len(found) >= 8
 
 
-def test_each_copy_ran_with_what_its_name_says(project):
-    copies = sorted((project / "artifacts/_executed").glob("*/*.ipynb"))
-    assert len(copies) >= 12
-    for copy in copies:
-        cells = nbformat.read(copy, 4).cells
-        injected = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
-        assert len(injected) == 1, f"{copy.name}: the parameters were not injected"
-        given = ran_with(copy)
-        if copy.parent.name == "evaluate":
-            assert copy.stem.endswith(f"{given['protocol']}-{given['model']}"), given
+def test_each_copy_ran_with_what_its_stage_gave(project):
+    "The parameters stand in the executed copy, injected, one by one"
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    commands = [s["cmd"].split() for s in stages.values() if " study " in s["cmd"]]
+    assert len(commands) >= 12
+    for _, _, notebook, name, *words in commands:
+        study = re.sub(r"^\d+[a-z]?_", "", Path(notebook).stem)
+        copy = project / "artifacts/_executed" / study / f"{name}.ipynb"
+        given, ran = parse_given(words), ran_with(copy)
+        assert {k: ran[k] for k in given} == given, copy.name
+        tags = [t for c in nbformat.read(copy, 4).cells for t in c.metadata.get("tags", [])]
+        assert tags.count("injected-parameters") == bool(given), copy.name
 
 
 def test_a_second_run_does_nothing(project):
