@@ -88,19 +88,16 @@ def gather(
     top = Path(top) if top else root()
     results = _tree(top / "artifacts" / "evaluate", "metrics.json")
     facts = Facts(
-        boards={
-            p: long_board({m: _plain_names(r["metrics"]) for m, r in ms.items()})
-            for p, ms in results.items()
-        },
         costs=_tree(top / "artifacts" / "_cost", ""),
         curves=_tree(top / "artifacts" / "evaluate", "curve.json"),
         benchmark=_csv(top / "reports" / "benchmark.csv"),
         speed=_csv(top / "reports" / "speed.csv"),
     )
-    kinds = {
-        p: next(iter(ms.values())).get("info", {}).get("protocol", "full")
-        for p, ms in results.items()
-    }
+    kinds = {}
+    for protocol, models in results.items():
+        plain = {m: _plain_names(r["metrics"]) for m, r in models.items()}
+        facts.boards[protocol] = long_board(plain)
+        kinds[protocol] = next(iter(models.values())).get("info", {}).get("protocol", "full")
     facts.sampled = {p: kind for p, kind in kinds.items() if kind != "full"}
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
