@@ -142,7 +142,13 @@ def before_fit(self: Checkpoint, learner):
 # %% ../../nbs/30_training/05_checkpoint.ipynb #c4b03da2
 def run_folder(
     *what,  # Anything JSON can hold: configuration, data hash, seed
-) -> Path:  # Below artifacts/_resume, not made yet
-    "The checkpoint folder of one run"
+) -> Path:  # Below artifacts/_resume
+    "The checkpoint folder of one run; one left in `runs/` by an earlier sitting is taken over"
     text = json.dumps(what, sort_keys=True, default=str)
-    return root() / "artifacts" / "_resume" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder, kept = root() / "artifacts" / "_resume" / name, root() / "runs" / name
+    if kept.exists() and not folder.exists():
+        check_manifest(kept)
+        with atomic_folder(folder) as temp:
+            shutil.copytree(kept, temp, dirs_exist_ok=True)
+    return folder
