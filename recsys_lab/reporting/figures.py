@@ -263,7 +263,14 @@ def _labels(t: pd.DataFrame, x: np.ndarray, x_range: list, y_range: list) -> lis
         line = {"arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#9CA3AF", "standoff": 6}
         far = {"showarrow": True, "ax": dx, "ay": dy, **line}
         out.append(
-            {"x": a, "y": b, "text": name, "font": {"size": 12}, **(near if abs(dy) < 20 else far)}
+            {
+                "x": a,
+                "y": b,
+                "text": name,
+                "font": {"size": 12},
+                "bgcolor": "rgba(255,255,255,0.7)",
+                **(near if abs(dy) < 20 else far),
+            }
         )
     return out
 

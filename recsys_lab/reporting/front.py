@@ -253,14 +253,13 @@ def tradeoff_section(facts: Facts, draw: Callable) -> str:
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #710dc29f
 def curves_section(facts: Facts, draw: Callable) -> str:
-    "Learning curves of the deciding protocol, else of the first that has any"
-    for protocol in dict.fromkeys([facts.main, *facts.curves]):
-        curves = facts.curves.get(protocol, {})
-        for metric in (facts.metric, "loss"):
+    "Learning curves: by the deciding metric if any protocol has them, else by the loss"
+    protocols = dict.fromkeys([facts.main, *facts.curves])
+    for metric, what in ((facts.metric, ", validation"), ("loss", ", training")):
+        for protocol in protocols:
+            curves = facts.curves.get(protocol, {})
             if any(metric in row for rows in curves.values() for row in rows):
-                title = f"{metric} by epoch on {protocol}" + (
-                    ", validation" if metric != "loss" else ""
-                )
+                title = f"{metric} by epoch on {protocol}{what}"
                 return f"<h2>Learning curves</h2>{draw(curves_figure(curves, metric, title))}"
     return ""
 
@@ -269,7 +268,7 @@ def _user(r: Mapping) -> str:
     "One user's history and list"
     later = any(i.get("hit") for i in r["items"])
     items = "".join(_item(i) for i in r["items"])
-    history = ", ".join(escape(t) for t in r["history"]) or "nothing"
+    history = " · ".join(escape(t) for t in r["history"]) or "nothing"
     by = f" by {escape(r['model'])}" if r.get("model") else ""
     key = "<p class='rl-key'>✓ taken later, unseen by the model</p>" if later else ""
     return (

@@ -131,7 +131,8 @@ def _bar(t, i: int, x: Axis, y: Axis) -> str:
         out += (
             f'<line x1="{x.at(a):.1f}" x2="{x.at(a):.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
         )
-    return f'<g stroke="{MUTED}" stroke-width="2">{out}</g>' if out else ""
+    colour = t.error_y.color or t.error_x.color or MUTED
+    return f'<g stroke="{colour}" stroke-width="2">{out}</g>' if out else ""
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #2f6e6e6f
 def _text(
@@ -139,6 +140,7 @@ def _text(
 ) -> str:
     "Words at a pixel"
     at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}"'
+    at += ' paint-order="stroke" stroke="#FFFFFF" stroke-width="3" stroke-opacity="0.7"'
     return f"<text {at}>{escape(words)}</text>"
 
 # %% ../../nbs/80_reporting/00a_static.ipynb #108c1227
@@ -224,7 +226,7 @@ def static_figure(
     title, note = fig.layout.title.text or "", fig.layout.title.subtitle.text or ""
     small = f"<small>{escape(note)}</small>" if note else ""
     svg = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(title)}" '
-    svg += f'font-family="inherit">{_frame(fig, x, y)}{_extras(fig, x, y)}{"".join(marks)}</svg>'
+    svg += f'font-family="inherit">{_frame(fig, x, y)}{"".join(marks)}{_extras(fig, x, y)}</svg>'
     return Html(
         f'<figure class="rl-fig"><figcaption>{escape(title)}{small}</figcaption>{svg}</figure>'
     )
