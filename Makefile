@@ -65,4 +65,6 @@ peers: data  ## speed and quality beside RecBole, in its own environment
 	@recsys-lab speed
 
 full: data  ## the full benchmark (hours on a CPU, minutes on a GPU)
-	@dvc repro benchmark/dvc.yaml
+	@dvc repro --keep-going benchmark/dvc.yaml
+	@recsys-lab record
+	@recsys-lab report

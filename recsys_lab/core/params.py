@@ -37,6 +37,7 @@ class Protocol(Strict):
     ratios: list[float] = [8, 1, 1]  # Of the ratio split, per user
     valid: float = Field(0.1, gt=0, lt=1)  # Of the time split, share of rows
     test: float = Field(0.2, gt=0, lt=1)
+    min_history: int = Field(0, ge=0)  # Of the time split: least rows before the cut to be asked
     negatives: int | None = None  # Ranked against that many sampled items; None: all items
     seeds: list[int] = [0]  # Seeds of the split, where it is random
 

@@ -76,7 +76,7 @@ def ncf_candidates(
 def _split(p, data: Interactions, seed: int) -> Split:
     "Split as a definition says"
     if p.split == "time":
-        return split_time(data, p.valid, p.test)
+        return split_time(data, p.valid, p.test, p.min_history)
     if p.split == "leave_one_out":
         return split_leave_one_out(data)
     if p.split == "ratio":

@@ -167,21 +167,21 @@ def _parquet(table: pa.Table) -> bytes:
 def save(
     self: Evaluation,
     folder: Path | str,  # Made if absent; files of other names are left alone
+    resamples: int = 2000,  # Behind the intervals in metrics.json
 ) -> Path:  # The folder
     "Write users.parquet, top.parquet and metrics.json"
     folder, k = Path(folder), self.top.shape[1]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(self.top.ravel()), k)
     top = pa.table({"user": pa.array(self.codes), "items": lists})
-    table = self.summary().round(6)
+    table = self.summary(resamples).round(6)
     values = {
         r.metric: {"value": r.value, "low": r.low, "high": r.high, "n": int(r.n)}
         for r in table.astype(object).where(table.notna(), None).itertuples()
     }
     atomic_write(folder / "users.parquet", _parquet(pa.Table.from_pandas(self.users)))
     atomic_write(folder / "top.parquet", _parquet(top))
-    write_json(
-        folder / "metrics.json", {"info": self.info, "metrics": values, "beyond": self.beyond}
-    )
+    facts = {"info": self.info, "metrics": values, "beyond": self.beyond}
+    write_json(folder / "metrics.json", facts)
     return folder
 
 # %% ../../nbs/20_evaluation/02_evaluate.ipynb #34b72896
