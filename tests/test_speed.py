@@ -160,10 +160,30 @@ def test_a_failed_run_says_where_to_look(place):
 def test_the_sides_take_turns(monkeypatch):
     order = []
 
-    def run(task, side, number, settings):
+    def run(task, side, number, settings, kind=""):
         order.append((side, number))
         return {"fit_s": 1.0, "build_s": 1.0, "used": {"peak_mb": 1.0}}
 
     monkeypatch.setattr(speed, "one_run", run)
     speed.run_task(speed.TASKS["ease"], speed.Settings(repeats=2, **QUIET))
     assert order == [("ours", 0), ("peer", 0), ("ours", 1), ("peer", 1)]
+
+
+def test_ours_goes_on_until_it_stands_where_the_peer_did(monkeypatch):
+    "Only where the first run did not, and for five times the epochs"
+    rows = lambda *values: [
+        {"ndcg@10": v, "train_s": 1.0, "cumulative_train_s": i} for i, v in enumerate(values, 1)
+    ]
+
+    def run(task, side, number, settings, kind=""):
+        values = (0.1, 0.2) if side == "ours" and number == 0 else (0.3, 0.1)
+        values = (0.1, 0.2, 0.2, 0.4) if kind == "-long" else values
+        return {"epochs": rows(*values), "used": {"peak_mb": 1.0}, "asked": task.epochs}
+
+    monkeypatch.setattr(speed, "one_run", run)
+    monkeypatch.setattr(speed, "quality", lambda task, numbers, kind="": list(numbers))
+    runs = speed.run_task(tiny("bprmf", repeats=2, epochs=2), speed.Settings(**QUIET))
+    assert {i: r["asked"] for i, r in runs["long"].items()} == {0: 10}
+    more = speed._extras(runs["task"], runs)
+    assert [e["ours_epoch"] for e in more["to_best"]["each"]] == [4, 1]
+    assert more["to_best"]["ours_s"] == 2.5 and more["quality_long"] == [0]
