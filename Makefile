@@ -9,10 +9,10 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup fetch data repro test lab report docs doctor hooks peers full check
+.PHONY: help setup fetch data repro test lab report docs doctor hooks peers preparation full check
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup:  ## .venv from the pins (once; then nothing)
 	@.ci/setup
@@ -63,6 +63,9 @@ hooks: setup  ## git drivers for notebooks, in this clone only
 peers: data  ## speed and quality beside RecBole, in its own environment
 	@.ci/setup .venv-recbole peers/requirements-recbole.txt
 	@recsys-lab speed
+
+preparation: setup  ## a hundred million generated rows prepared, beside polars' bare sort
+	@python benchmark/preparation.py --record
 
 full: data  ## the full benchmark (hours on a CPU, minutes on a GPU)
 	@dvc repro --keep-going benchmark/dvc.yaml

@@ -88,6 +88,23 @@ def compare(rows: int, repeats: int, folder: Path, threads: int) -> dict:
     }
 
 
+def record(row: dict):
+    "Put a comparison into reports/speed.csv"
+    from recsys_lab.core.device import hardware
+    from recsys_lab.reporting.records import upsert_speed
+    from recsys_lab.reporting.studies import commit
+
+    task = f"prepare {row['rows'] // 10**6}M rows"
+    row = {k: row[k] for k in ("ours_s", "repeats")} | {
+        "task": task,
+        "peer": "polars, sort alone",
+        "peer_s": row["polars_sort_s"],
+        "ours_mb": row["peak_mb"],
+        "peer_mb": row["polars_peak_mb"],
+    }
+    upsert_speed([row | {"hardware": hardware(), "commit": commit()}])
+
+
 def main():
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7, 10**8])
@@ -96,6 +113,7 @@ def main():
     cli.add_argument(
         "--folder", type=Path, help="where logs are made; kept (default: a temporary folder)"
     )
+    cli.add_argument("--record", action="store_true", help="write rows to reports/speed.csv")
     cli.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = cli.parse_args()
     if args.one:
@@ -107,7 +125,10 @@ def main():
         folder = args.folder or Path(temp)
         folder.mkdir(parents=True, exist_ok=True)
         for rows in args.rows:
-            print(json.dumps(compare(rows, args.repeats, folder, args.threads)), flush=True)
+            row = compare(rows, args.repeats, folder, args.threads)
+            print(json.dumps(row), flush=True)
+            if args.record:
+                record(row)
 
 
 if __name__ == "__main__":
