@@ -85,7 +85,9 @@ class LightGCN(NeuralRecommender, FactorRecommender):
 @patch
 def _batches(self: LightGCN, train, device) -> PairBatches:
     "Pairs; the graph is made here because it belongs to the training data"
-    self.graph = as_torch(normalised_graph(train.csr()), device)
+    X = train.csr()
+    self.graph = as_torch(normalised_graph(X), device)
+    self.degree = np.maximum(np.asarray(X.sum(axis=0)).ravel(), 1)
     return PairBatches(train, self.batch_size, device=device)
 
 
@@ -110,9 +112,8 @@ def _freeze(self: LightGCN):
     E, n = self.net.weight.detach().to(self.graph.device), self.n_users
     final = Propagate.apply(E, self.graph, self.layers).cpu().numpy()
     below = Propagate.apply(E, self.graph, self.layers - 1) * self.layers
-    degree = np.maximum(self.popularity, 1)[:, None]
     self.U, self.V = final[:n], final[n:]
-    self.Z = below[n:].cpu().numpy() / np.sqrt(degree)
+    self.Z = below[n:].cpu().numpy() / np.sqrt(self.degree)[:, None]
 
 
 @patch

@@ -35,6 +35,9 @@ class Popularity(Recommender):
     def _score_histories(self, histories: Histories) -> np.ndarray:
         return np.tile(self.weight, (len(histories), 1))
 
+    def _empty_scores(self) -> np.ndarray:
+        return self.weight
+
 # %% ../../nbs/40_models/10_popularity.ipynb #7dbfe966
 def weighted_counts(
     train: Interactions,  # Needs times when `days` or `half_life` is given
