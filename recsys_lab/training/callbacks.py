@@ -117,7 +117,7 @@ def after_epoch(self: EarlyStopping, learner):
         self.best, self.best_epoch = value, learner.epoch
         self.weights = {k: v.clone() for k, v in learner.model.state_dict().items()}
     waited = (learner.epoch - self.best_epoch) // self.every
-    learner.stopped = self.patience is not None and waited >= self.patience
+    learner.stopped |= self.patience is not None and waited >= self.patience
 
 
 @patch

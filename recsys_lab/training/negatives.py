@@ -27,8 +27,7 @@ class Negatives:
     ):
         if alpha < 0:
             raise ValueError(f"alpha must not be negative, got {alpha}")
-        counts = np.maximum(train.item_counts(), 1 if alpha == 0 else 0).astype(np.float64)
-        q = counts**alpha if alpha else np.ones(train.n_items)
+        q = train.item_counts().astype(np.float64) ** alpha  # 0 ** 0 is 1
         self.n_items, self.alpha, self.device = train.n_items, alpha, torch.device(device)
         self.log_q = torch.log(torch.tensor(q / q.sum(), dtype=torch.float32, device=device))
         self.cumulative = torch.tensor(np.cumsum(q / q.sum()), dtype=torch.float64, device=device)
