@@ -124,33 +124,41 @@ def metric_table(
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #c69b35e1
 @njit(nogil=True, cache=True)
-def _sift(values, items, n):
-    "Let the top of a heap of `n` sink to its place; the worst (score, then code) belongs on top"
-    v, x, i = values[0], items[0], 0
-    while 2 * i + 1 < n:
-        c = 2 * i + 1
-        d = c + 1
-        if d < n and (values[d] < values[c] or (values[d] == values[c] and items[d] > items[c])):
-            c = d
-        if values[c] > v or (values[c] == v and items[c] <= x):
-            break
-        values[i], items[i] = values[c], items[c]
-        i = c
-    values[i], items[i] = v, x
+def _insert(values, items, v, j):
+    "Put item `j` into a list sorted by score, then code; the last one falls out"
+    p = len(values) - 1
+    while p > 0 and (values[p - 1] < v or (values[p - 1] == v and items[p - 1] > j)):
+        values[p], items[p] = values[p - 1], items[p - 1]
+        p -= 1
+    values[p], items[p] = v, j
+
+# %% ../../nbs/20_evaluation/00_metrics.ipynb #bfd94d9b
+@njit(nogil=True, cache=True)
+def _bound(row, piles, values, items):
+    "A score that at least as many items reach as the list is long; fills `piles` with their best"
+    w = len(piles)
+    piles[:], values[:] = -np.inf, -np.inf
+    for start in range(0, len(row), w):
+        part = row[start : start + w]
+        for q in range(len(part)):
+            piles[q] = part[q] if part[q] > piles[q] else piles[q]
+    for q in range(w):
+        if piles[q] > values[-1]:
+            _insert(values, items, piles[q], q)
+    return values[-1]
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #f2b11111
 @njit(nogil=True, cache=True)
-def _offer(row, start, stop, values, items):
-    "Offer a segment of a row to the heap; return how many scores are NaN"
-    worst, nans = values[0], 0
-    for j in range(start, stop):
-        if row[j] > worst:
-            values[0], items[0] = row[j], j
-            _sift(values, items, len(values))
-            worst = values[0]
-        elif row[j] != row[j]:
-            nans += 1
-    return nans
+def _best(row, piles, values, items):
+    "Fill the list with the best of a row; -1 where none is left"
+    least = _bound(row, piles, values, items)
+    values[:], items[:] = -np.inf, -1
+    for q in range(len(piles)):
+        if piles[q] >= least:
+            for j in range(q, len(row), len(piles)):
+                v = row[j]
+                if v >= least and (v > values[-1] or (v == values[-1] and j < items[-1])):
+                    _insert(values, items, v, j)
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #c6180ccc
 @njit(nogil=True, cache=True)
@@ -158,19 +166,16 @@ def _topk_rows(scores, indptr, indices, start, stop, out):
     "Fill rows `start:stop` of `out`; return how many scores are NaN"
     n, k, nans = scores.shape[1], out.shape[1], 0
     values, items = np.empty(k, scores.dtype), np.empty(k, np.int32)
+    row = np.empty(n, scores.dtype)
+    piles = np.empty(max(1, min(n, 16 * (4 + k // 4))), scores.dtype)
     for r in range(start, stop):
-        values[:], items[:], j = -np.inf, n, 0
+        row[:] = scores[r]
         for p in range(indptr[r], indptr[r + 1]):
-            nans += _offer(scores[r], j, indices[p], values, items)
-            j = indices[p] + 1
-        nans += _offer(scores[r], j, n, values, items)
-        for m in range(k - 1, 0, -1):  # heap sort: the worst left goes to the back
-            v, x = values[m], items[m]
-            values[m], items[m] = values[0], items[0]
-            values[0], items[0] = v, x
-            _sift(values, items, m)
-        for m in range(k):
-            out[r, m] = items[m] if items[m] < n else -1
+            row[indices[p]] = -np.inf
+        for j in range(n):
+            nans += row[j] != row[j]
+        _best(row, piles, values, items)
+        out[r] = items
     return nans
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #af431cb4
