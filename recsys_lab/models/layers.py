@@ -15,10 +15,10 @@ from torch import Tensor, nn
 # %% ../../nbs/40_models/04_layers.ipynb #2eabbd40
 def byte_dropout(
     x: Tensor,  # Any shape
-    p: float,  # Rounded to a multiple of 1/256
+    p: float,  # Rounded to a multiple of 1/256, at most 255/256
 ) -> Tensor:  # Same shape
     "Dropout whose mask is made from random bytes"
-    cut = round(p * 256)
+    cut = min(round(p * 256), 255)  # One byte of 256 always stays
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     keep = (bits.view(torch.uint8)[: x.numel()] >= cut).view(x.shape)
     return x * keep * (256 / (256 - cut))

@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/30_training/learner.html.md"""
 __all__ = ['PRECISION', 'Callback', 'Learner']
 
 # %% ../../nbs/30_training/03_learner.ipynb #3232d045
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -130,9 +131,9 @@ def train_epoch(self: Learner) -> float:  # Mean loss over the batches
     for i, batch in enumerate(self.batches.epoch(self.generator), 1):
         total += self.train_batch(batch, last=i == n)
     mean = total.item() / n
-    if mean != mean:
+    if not math.isfinite(mean):
         raise FloatingPointError(
-            f"the loss is NaN in epoch {self.epoch + 1}; use a smaller lr, clip=1.0, or precision='fp32'"
+            f"the loss is {mean} in epoch {self.epoch + 1}; use a smaller lr, clip=1.0, or precision='fp32'"
         )
     return mean
 
