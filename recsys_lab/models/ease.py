@@ -45,6 +45,7 @@ class EASE(Recommender):
     "Item–item weights `B`, shape (n_items, n_items), zero diagonal"
 
     _saved = ("B",)
+    counts_repeats = False
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ from .factors import FactorRecommender, solve_rows, unique_histories
 class IALS(FactorRecommender):
     "Implicit alternating least squares with frequency-scaled regularisation"
 
+    counts_repeats = False
+
     def __init__(
         self,
         factors: int = 64,  # d

@@ -45,6 +45,7 @@ class ItemKNN(Recommender):
     "Sum of the similarities between an item and the history"
 
     _saved = ("S",)
+    counts_repeats = False
 
     def __init__(
         self,

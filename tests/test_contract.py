@@ -1,0 +1,33 @@
+"""Every model of `params.yaml` keeps the contract, with settings small enough for a test"""
+
+import pytest
+
+from recsys_lab.core.params import params
+from recsys_lab.models.checker import check_recommender
+from recsys_lab.models.registry import make_model
+
+SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr": 0.01}
+# Key -> small settings; a model added to params.yaml needs a line here
+SMALL = {
+    "popularity": {},
+    "popularity-7d": {},
+    "popularity-decay": {},
+    "itemknn": {},
+    "ease": {},
+    "ials": {"factors": 4, "epochs": 8},
+    "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "lightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "sasrec": SASREC | {"epochs": 25},
+    "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
+}
+
+
+@pytest.mark.parametrize("key", params().model)
+def test_contract(key):
+    assert key in SMALL, f"model {key!r} of params.yaml needs small settings in SMALL"
+    skip = ("hidden_item",) if key.startswith("popularity") else ()
+    check_recommender(lambda: make_model(key, **SMALL[key]), skip=skip)
+
+
+def test_no_line_is_left_over():
+    assert set(SMALL) == set(params().model)
