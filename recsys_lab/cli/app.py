@@ -114,7 +114,9 @@ def fetch(
 # %% ../../nbs/95_cli/02_app.ipynb #5c73b6ab
 @app.command()
 def verify(
-    out: Annotated[str, typer.Argument(help="JSON file to write, such as artifacts/verified.json")],
+    out: Annotated[
+        str | None, typer.Option(help="JSON file to write, such as artifacts/verified.json")
+    ] = None,
 ):
     "Check the raw files of the embedded data sets; ask nothing of the network."
     from recsys_lab.core.files import root, write_json
@@ -124,7 +126,8 @@ def verify(
     keys = params("embedded")
     if wrong := [x for key in keys for x in faults(source(key), data_folder(key))]:
         raise UsageError("\n".join(wrong) + "\nremove the folder named and run `recsys-lab fetch`")
-    write_json(root() / out, {key: dict(source(key).files) for key in keys})
+    if out:
+        write_json(root() / out, {key: dict(source(key).files) for key in keys})
     typer.echo(f"{', '.join(keys)}: every file has the SHA-256 of the registry")
 
 # %% ../../nbs/95_cli/02_app.ipynb #1e09579e

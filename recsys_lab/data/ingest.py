@@ -9,6 +9,7 @@ __all__ = ['UNITS', 'YEAR_3000', 'TIME_WORDS', 'InputError', 'Checks', 'id_array
            'from_csv', 'from_parquet']
 
 # %% ../../nbs/10_data/01_ingest.ipynb #b8410da7
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +69,17 @@ def _arrow(frame, name: str, checks: Checks) -> pa.Array:
     "A column as one Arrow array, nulls marked"
     column = frame[name]
     if isinstance(column, pl.Series):
-        array = column.to_arrow(compat_level=pl.CompatLevel.oldest())
+        make = lambda: column.to_arrow(compat_level=pl.CompatLevel.oldest())
     else:
-        if column.dtype == object:
-            column = _same_type(name, column, checks)
-        try:
-            array = pa.array(column, from_pandas=True)
-        except (pa.ArrowException, UnicodeError, OverflowError, TypeError) as e:
-            raise InputError(
-                f"column {name!r}: {len(column):,} rows of a type that cannot be read ({e}); "
-                f"give text or numbers: df[{name!r}].astype(str)"
-            ) from None
+        column = _same_type(name, column, checks) if column.dtype == object else column
+        make = lambda: pa.array(column, from_pandas=True)
+    try:
+        array = make()
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError) as e:
+        raise InputError(
+            f"column {name!r}: {len(column):,} rows of {column.dtype}, which cannot be read ({e}); "
+            f"give text, or numbers of at most 64 bits"
+        ) from None
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
@@ -347,6 +348,11 @@ def _header(path: Path | str, separator: str) -> list[str]:
         return pl.read_csv(p, separator=separator, n_rows=1, has_header=False, infer_schema=False)
 
     names = list(_read(path, first).row(0))
+    other = [s for s in ";\t|," if len(names) == 1 and s in str(names[0])]
+    if other:
+        raise InputError(
+            f"{Path(path).name} has one column, {names[0]!r}; pass separator={other[0]!r}"
+        )
     if twice := sorted({str(c) for c in names if names.count(c) > 1}):
         raise InputError(
             f"columns {twice} stand twice in {Path(path).name}; rename one of each pair"
@@ -363,6 +369,9 @@ def from_csv(
     **options,  # As in `from_frame`
 ) -> Interactions:
     "Read and check a CSV"
+    known = [*signature(from_frame).parameters, "separator"]
+    if wrong := [x for x in options if x not in known]:
+        raise TypeError(f"from_csv: no option {wrong[0]!r}; {did_you_mean(wrong[0], known)}")
     texts = {c: pl.String for c in (user, item) if c in _header(path, separator)}
 
     def read(p):

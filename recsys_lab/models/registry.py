@@ -45,19 +45,24 @@ def make_model(
         raise ParamsError(f"model.{key}: {e}") from None
 
 # %% ../../nbs/40_models/99_registry.ipynb #cd0160ab
+def _check_section(section: str, lists: dict, protocols, models):
+    "Refuse a protocol or a model that is not in `params.yaml`"
+    for protocol, keys in lists.items():
+        place = f"{section}.{protocol}"
+        if protocol not in protocols:
+            raise ParamsError(f"{place}: no such protocol; {did_you_mean(protocol, protocols)}")
+        for key in keys:
+            if key not in models:
+                raise ParamsError(f"{place}: no model {key!r}; {did_you_mean(key, models)}")
+
+
 def check_models() -> dict[str, Recommender]:  # Key -> model, not fitted
     "Make every model of `params.yaml`; raise `ParamsError` for the first that cannot be made"
     p = params()
     models = {key: make_model(key) for key in p.model}
+    for section in ("run", "benchmark", "tuned"):
+        _check_section(section, getattr(p, section), p.protocol, models)
     for protocol, keys in p.tuned.items():
         for key in keys:
             make_model(key, protocol)
-    for protocol, keys in p.run.items():
-        if protocol not in p.protocol:
-            raise ParamsError(
-                f"run.{protocol}: no such protocol; {did_you_mean(protocol, p.protocol)}"
-            )
-        for key in keys:
-            if key not in models:
-                raise ParamsError(f"run.{protocol}: no model {key!r}; {did_you_mean(key, models)}")
     return models
