@@ -350,16 +350,17 @@ def _read(path):
 def run_library(
     notebook: Path | str,  # A library notebook inside `project`
     project: Path | str,  # A copy of the project; the notebook in it is overwritten
-    timeout: int = 300,  # Seconds
+    timeout: int = 600,  # Seconds, of a cell and of the notebook
 ) -> str:  # Empty, or why it failed
     "Run a library notebook and keep its outputs in place"
     env = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype", "RECSYS_LAB_ROOT": str(project)}
     env["PYTHONPATH"] = str(project)
-    code = (
-        "import sys; from nbdev.test import nbdev_test as t; t(sys.argv[1], n_workers=0, save=True)"
-    )
+    code = "import sys; from nbdev.test import nbdev_test as t; "
+    code += f"t(sys.argv[1], n_workers=0, save=True, cell_timeout={timeout})"
     command = [sys.executable, "-c", code, str(notebook)]
-    done = subprocess.run(
-        command, cwd=project, env=env, capture_output=True, text=True, timeout=timeout
-    )
+    common = {"cwd": project, "env": env, "capture_output": True, "text": True}
+    try:
+        done = subprocess.run(command, timeout=timeout, **common)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {timeout} s"
     return "" if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
