@@ -100,12 +100,20 @@ def _check(self: SASRec):
     "Refuse settings that cannot work"
     if self.loss not in ("ce", "sampled"):
         raise ValueError(f"loss must be 'ce' or 'sampled', got {self.loss!r}")
+    for name in ("dim", "heads", "window", "blocks", "inner", "negatives", "targets"):
+        if getattr(self, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+    for name in ("dropout", "smoothing"):
+        if not 0 <= getattr(self, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+    if self.stride not in ("window", None, *range(1, self.window + 1)):
+        raise ValueError(
+            f"stride must be 'window', None or 1 to {self.window}, got {self.stride!r}"
+        )
     if self.dim % self.heads:
         raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
-    if min(self.window, self.blocks, self.negatives, self.targets) < 1:
-        raise ValueError("window, blocks, negatives and targets must be at least 1")
 
-
+# %% ../../nbs/40_models/16_sasrec.ipynb #d1d07def
 @patch
 def _network(self: SASRec, train) -> Transformer:
     shape = (self.dim, self.window, self.blocks, self.heads, self.inner, self.dropout)

@@ -56,7 +56,7 @@ def tune(
 ) -> pd.DataFrame:  # One row a trial: trial, value, error, and one column an argument; best first
     "Search the arguments of a model on validation rows"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=-(-trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     config = make().config()
     study.enqueue_trial({k: config[k] for k in space if k in config}, skip_if_exists=True)
