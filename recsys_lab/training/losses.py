@@ -92,9 +92,8 @@ def sampled_softmax(
     "Softmax over the target and drawn items, corrected for how they were drawn"
     positive = (h * W[target]).sum(1, keepdim=True)
     drawn = h @ W[negatives].T
-    if log_q is not None:
-        drawn = drawn - (log_q[negatives] + math.log(len(negatives)))
-        positive = positive - (log_q[target] + math.log(len(negatives))).unsqueeze(1)
+    each = -math.log(len(W)) if log_q is None else log_q[negatives]
+    drawn = drawn - (each + math.log(len(negatives)))
     drawn = drawn.masked_fill(negatives.unsqueeze(0) == target.unsqueeze(1), -torch.inf)
     logits = torch.cat([positive, drawn], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(h), dtype=torch.long, device=h.device))
