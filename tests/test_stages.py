@@ -7,7 +7,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-FREE = ("recsys_lab/core/", "recsys_lab/reporting/", "recsys_lab/data/ingest.py")  # change no number
+FREE = (
+    "recsys_lab/core/",
+    "recsys_lab/reporting/",
+    "recsys_lab/data/ingest.py",
+)  # change no number
 
 
 def closure(module: Path, seen: set | None = None) -> set:
