@@ -151,7 +151,7 @@ def test_a_wrong_byte_stops_it(project):
         found = subprocess.run(
             ["dvc", "status", "-q", "data.dvc"], cwd=project, env=environment(project)
         )
-        text = run(project, "recsys-lab", "verify", "artifacts/again.json", check=False)
+        text = run(project, "recsys-lab", "verify", "--out", "artifacts/again.json", check=False)
     finally:
         file.write_bytes(before)
     assert found.returncode == 1

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -145,8 +146,9 @@ def end_with_dvc(
         boss = boss.parent()
 
     def watch():
-        while boss and boss.is_running() and boss.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(every)
+        with suppress(psutil.NoSuchProcess):  # it may end between the two questions
+            while boss and boss.is_running() and boss.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(every)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
