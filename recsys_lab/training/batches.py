@@ -91,11 +91,11 @@ class SequenceBatches:
         self.items, self.start, self.size, self.count = map(
             to, (histories.items, start, size, count)
         )
-        self.batch_size = max(1, round(targets / count.mean()))
+        self.n = max(1, min(round(count.sum() / targets), count.sum() // count.max()))
         self.pool, self.window = pool, window
 
     def __len__(self):
-        return -(-len(self.start) // self.batch_size)
+        return int(self.n)
 
 # %% ../../nbs/30_training/02_batches.ipynb #055ff7b8
 @patch
@@ -103,13 +103,25 @@ def epoch(self: SequenceBatches, generator: torch.Generator) -> Iterator[tuple[T
     "One pass over all windows, in a new order"
     device = self.start.device
     order = torch.randperm(len(self.start), generator=generator, device=device)
-    pool = torch.arange(len(order), device=device) // (self.batch_size * self.pool)
+    pool = torch.arange(len(order), device=device) * len(self) // (len(order) * self.pool)
     order = order[torch.argsort(pool * (self.window + 1) + self.size[order], stable=True)]
-    groups = order.split(self.batch_size)
+    groups = self.groups(order)
     for g in torch.randperm(len(groups), generator=generator, device=device).tolist():
         yield self.batch(groups[g])
 
+# %% ../../nbs/30_training/02_batches.ipynb #f86276bc
+@patch
+def groups(
+    self: SequenceBatches,
+    order: Tensor,  # All windows, int64
+) -> tuple[Tensor, ...]:  # `len(self)` pieces of `order`, none empty
+    "Cut an order into batches with about the same number of targets"
+    count = self.count[order]
+    middle = 2 * count.cumsum(0) - count  # Twice the place of each window's middle target
+    group = middle * len(self) // (2 * count.sum())
+    return order.split(torch.bincount(group, minlength=len(self)).tolist())
 
+# %% ../../nbs/30_training/02_batches.ipynb #2a651353
 @patch
 def batch(
     self: SequenceBatches,
