@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.interactions import Histories
 from .base import cosine
 from .factors import padded
-from .layers import Dropout
+from .layers import Dropout, causal_attention
 from .neural import NeuralRecommender
 from ..training.batches import SequenceBatches
 from ..training.losses import full_cross_entropy, sampled_softmax
@@ -27,9 +27,9 @@ from ..training.negatives import Negatives
 class Block(nn.Module):
     "Causal self-attention and a two-layer network, each normalised before and added"
 
-    def __init__(self, dim: int, heads: int, inner: int, dropout: float):
+    def __init__(self, dim: int, heads: int, inner: int, dropout: float, attention_dropout: float):
         super().__init__()
-        self.heads = heads
+        self.heads, self.attention_dropout = heads, attention_dropout
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
@@ -39,7 +39,7 @@ class Block(nn.Module):
         b, n, d = x.shape
         qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (b, heads, L, d / heads)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = causal_attention(q, k, v, self.attention_dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).reshape(b, n, d))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,11 +50,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     "Hidden states of padded histories"
 
-    def __init__(self, n_items, dim, window, blocks, heads, inner, dropout):
+    def __init__(self, n_items, dim, window, blocks, heads, inner, dropout, attention_dropout):
         super().__init__()
         self.window = window
         self.items, self.places = nn.Embedding(n_items, dim), nn.Embedding(window, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, inner, dropout) for _ in range(blocks))
+        block = lambda: Block(dim, heads, inner, dropout, attention_dropout)
+        self.blocks = nn.ModuleList(block() for _ in range(blocks))
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         for p in self.parameters():
             if p.dim() == 2:
@@ -82,6 +83,7 @@ class SASRec(NeuralRecommender):
         heads: int = 2,
         inner: int = 256,  # Width inside a block's network
         dropout: float = 0.2,
+        attention_dropout: float = 0.0,  # Of attention weights; slower
         loss: str = "ce",  # "ce" over all items or "sampled"
         negatives: int = 256,  # Of the sampled loss, shared by a batch
         smoothing: float = 0.0,  # Of the labels, for "ce"
@@ -103,7 +105,7 @@ def _check(self: SASRec):
     for name in ("dim", "heads", "window", "blocks", "inner", "negatives", "targets"):
         if getattr(self, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-    for name in ("dropout", "smoothing"):
+    for name in ("dropout", "attention_dropout", "smoothing"):
         if not 0 <= getattr(self, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
     if self.stride not in ("window", None, *range(1, self.window + 1)):
@@ -116,8 +118,8 @@ def _check(self: SASRec):
 # %% ../../nbs/40_models/16_sasrec.ipynb #d1d07def
 @patch
 def _network(self: SASRec, train) -> Transformer:
-    shape = (self.dim, self.window, self.blocks, self.heads, self.inner, self.dropout)
-    return Transformer(self.n_items, *shape)
+    names = "dim window blocks heads inner dropout attention_dropout".split()
+    return Transformer(self.n_items, *(getattr(self, n) for n in names))
 
 
 @patch
