@@ -6,12 +6,14 @@ Docs: https://recsys-lab.github.io/recsys_lab/00_core/display.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'MUTED', 'RULE', 'FONT', 'LAYOUT', 'escape', 'Html', 'decimals', 'number', 'interval', 'card',
-           'table_html', 'theme']
+           'table_html', 'interval_bar', 'scale', 'Table', 'theme']
 
 # %% ../../nbs/00_core/04_display.ipynb #e5b71856
 import html
 import math
 from collections.abc import Iterable, Mapping
+
+import pandas as pd
 
 # %% ../../nbs/00_core/04_display.ipynb #9864d8be
 def escape(
@@ -222,6 +224,58 @@ LAYOUT = {
     "xaxis": {**_AXIS, "showgrid": False},
     "yaxis": {**_AXIS, "showline": False, "ticks": ""},
 }
+
+# %% ../../nbs/00_core/04_display.ipynb #4d6b7964
+def interval_bar(
+    value: float,
+    low: float,  # Lower end; missing draws the dot alone
+    high: float,
+    start: float,  # Value at the left edge
+    stop: float,  # Value at the right edge
+    colour: str = PALETTE["blue"],
+    width: int = 90,  # Pixels
+) -> Html:
+    "An interval on a common scale, as a picture in the line of text"
+
+    def at(v):
+        return 5 + (width - 10) * (v - start) / ((stop - start) or 1)
+
+    bar = ""
+    if low == low and high == high and low is not None and high is not None:
+        left, right = at(low), at(high)
+        bar = f'<rect x="{left:.1f}" width="{right - left:.1f}" y="4" height="8" rx="2" fill="{colour}" opacity=".35"/>'
+    return Html(
+        f'<svg class="rl-ci" width="{width}" height="16" viewBox="0 0 {width} 16" aria-hidden="true">'
+        f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="#E5E7EB"/>{bar}'
+        f'<rect x="{at(value) - 1:.1f}" width="2.5" y="2" height="12" fill="{colour}"/></svg>'
+    )
+
+# %% ../../nbs/00_core/04_display.ipynb #497ba982
+def scale(
+    *columns: Iterable,  # Values and ends of intervals, drawn on one scale
+) -> tuple[float, float]:  # Smallest and largest; (0, 1) when there is none
+    "The common scale of several columns"
+    finite = [v for column in columns for v in column if v is not None and math.isfinite(v)]
+    return (min(finite), max(finite)) if finite else (0.0, 1.0)
+
+# %% ../../nbs/00_core/04_display.ipynb #97d345ea
+class Table(pd.DataFrame):
+    "A pandas frame that JupyterLab draws as the report does"
+
+    needs = ()  # Columns without which pandas draws it
+
+    @property
+    def _constructor(self):
+        return type(self)
+
+    def drawn(self) -> tuple:  # A frame or columns, and a caption
+        "What is shown; subclasses choose"
+        return self, ""
+
+    def _repr_html_(self) -> str:
+        if not set(self.needs) <= set(self.columns):
+            return super()._repr_html_()
+        return str(table_html(*self.drawn()))
 
 # %% ../../nbs/00_core/04_display.ipynb #73d825ff
 def theme() -> str:  # Its name, to pass as `template=`
