@@ -294,6 +294,9 @@ def id_codes(
     if len(wanted) == 0 or len(known) == 0:
         return np.full(len(wanted), -1, np.int32)
     index = pd.Index(known, dtype=object if known.dtype.kind in "OUS" else known.dtype)
+    if known.dtype.kind == "M":
+        wanted = pd.to_datetime(pd.Series(ids), errors="coerce").astype(known.dtype)
+        return index.get_indexer(wanted).astype(np.int32)
     try:
         typed = wanted.astype(index.dtype)
         same = typed == wanted

@@ -1,4 +1,4 @@
-"""Five pictures that every report uses; each shows how sure we are, names its axes, and labels its marks where they are.
+"""The pictures that every report uses; each shows how sure we are, names its axes, and labels its marks where they are.
 
 Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/figures.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/figures.html.md"""
 
 # %% auto #0
 __all__ = ['leaderboard_figure', 'difference_figure', 'frontier', 'label_offsets', 'tradeoff_figure', 'curves_figure',
-           'tail_shares', 'long_tail_figure']
+           'tail_shares', 'long_tail_figure', 'speed_figure']
 
 # %% ../../nbs/80_reporting/00_figures.ipynb #7222c186
 from collections.abc import Mapping
@@ -379,3 +379,32 @@ def _tail_lines(x: np.ndarray, y: np.ndarray, hover: str) -> list:
         go.Scatter(x=x, y=y, mode="lines", line=curve, hovertemplate=hover),
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=even, hoverinfo="skip"),
     ]
+
+# %% ../../nbs/80_reporting/00_figures.ipynb #f661ecbf
+def speed_figure(
+    table: pd.DataFrame,  # Rows of `reports/speed.csv`
+    title: str = "How many times as fast as the peer",
+) -> go.Figure:
+    "Ratios as dots on a logarithmic axis; times to a mark of quality stay in the table"
+    t = _need(table, ["task", "peer", "ratio", "ours_s", "peer_s"], "speed_figure")
+    t = t[~t.task.str.contains(": ")].sort_values("ratio", ignore_index=True)
+    t["task"] = t.task.str.replace(r" \(.*", "", regex=True)
+    fig = go.Figure(_ratio_dots(t))
+    note = "Right of the line ours is faster; both in turns on one idle machine"
+    fig.update_layout(**_layout(title, note, "times as fast", "", 150 + 32 * len(t)))
+    told = [f"{r:.1f}×" if r < 10 else f"{r:.0f}×" for r in t.ratio]
+    notes = zip(np.log10(t.ratio), range(len(t)), told, strict=True)
+    look = {"showarrow": False, "xanchor": "left", "xshift": 10, "font": {"color": INK}}
+    fig.update_layout(annotations=[{"x": x, "y": y, "text": w, **look} for x, y, w in notes])
+    low, high = np.log10(min(0.5, t.ratio.min())) - 0.1, np.log10(max(2.0, t.ratio.max())) + 0.5
+    fig.update_layout(yaxis_type="category").add_vline(x=1, line={"color": MUTED, "width": 1})
+    return fig.update_xaxes(range=[low, high], showgrid=True, **_log_ticks(t.ratio))
+
+
+def _ratio_dots(t: pd.DataFrame) -> go.Scatter:
+    "One dot a task"
+    colours = np.where(t["ratio"] >= 1, PALETTE["blue"], PALETTE["vermilion"]).tolist()
+    told = [f"{r.ours_s:.3g} : {r.peer_s:.3g} s, {r.peer}" for r in t.itertuples()]
+    hover = "<b>%{y}</b>: %{customdata[0]}<extra></extra>"
+    dots = go.Scatter(x=t.ratio, y=t.task, mode="markers", hovertemplate=hover)
+    return dots.update(marker={"size": 11, "color": colours}, customdata=np.array([told]).T)

@@ -19,7 +19,12 @@ import pandas as pd
 
 from ..core.display import Html, escape, interval, number
 from ..core.files import read_json, root
-from .figures import curves_figure, leaderboard_figure, tradeoff_figure
+from recsys_lab.reporting.figures import (
+    curves_figure,
+    leaderboard_figure,
+    speed_figure,
+    tradeoff_figure,
+)
 from .shell import figure_html
 from recsys_lab.reporting.tables import (
     compare,
@@ -291,14 +296,14 @@ def recommendation_section(facts: Facts) -> str:
     return f'<h2>What people would see</h2><div class="rl-users">{users}</div>' if users else ""
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #fac9182f
-def reference_section(facts: Facts) -> str:
+def reference_section(facts: Facts, draw: Callable) -> str:
     "Our numbers beside published ones, and times beside the peer"
     out = []
     if len(facts.benchmark):
         rows = compare(facts.benchmark)
         out.append(reference_table(rows[rows.target.notna() | (rows.verdict != "not measured")]))
     if len(facts.speed):
-        out.append(speed_table(facts.speed))
+        out += [draw(speed_figure(facts.speed)), speed_table(facts.speed)]
     if facts.quality:
         out.append(quality_table(facts.quality))
     return f"<h2>Against published numbers</h2>{''.join(out)}" if out else ""
@@ -343,6 +348,6 @@ def front(
         + tradeoff_section(facts, draw)
         + curves_section(facts, draw)
         + recommendation_section(facts)
-        + reference_section(facts)
+        + reference_section(facts, draw)
         + limits_section(facts)
     )

@@ -8,7 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/speed.html.md"""
 __all__ = ['TASKS', 'PEER', 'LOAD', 'BEFORE', 'DURING', 'LONGER', 'SpeedTask', 'SpeedError', 'Busy', 'cpu_seconds', 'busy_share',
            'wait_until', 'measured', 'run_ours', 'test_task', 'scoring_share', 'peer_python', 'peer_command',
            'write_parts', 'split_folder', 'Settings', 'one_run', 'run_task', 'seconds_of', 'to_best', 'longer',
-           'judged', 'quality', 'result', 'rows_of', 'record', 'describe', 'compare_speed', 'speed_figure']
+           'judged', 'quality', 'result', 'rows_of', 'record', 'describe', 'compare_speed']
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #350d1fd1
 import json
@@ -25,10 +25,8 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import psutil
 
-from ..core.display import INK, MUTED, PALETTE, theme
 from ..core.files import read_json, root, write_json
 from ..core.params import did_you_mean
 from .records import upsert_speed
@@ -611,31 +609,3 @@ def compare_speed(
         if s.idle:
             record(results[-1])
     return results
-
-# %% ../../nbs/80_reporting/06_speed.ipynb #2d60d7e7
-def speed_figure(
-    table: pd.DataFrame,  # Rows of `reports/speed.csv`
-    title: str = "How many times as fast as the peer",
-) -> go.Figure:
-    "Ratios as bars from 1, on a logarithmic axis"
-    if table.empty:
-        raise ValueError("speed_figure: no rows; run `make peers` first")
-    t = table.sort_values("ratio", ignore_index=True)
-    fig = go.Figure(_ratio_bars(t))
-    low, high = np.log10(min(0.8, t.ratio.min())) - 0.1, np.log10(max(2.0, t.ratio.max())) + 0.9
-    axis = {"type": "log", "range": [low, high], "title": "times as fast (log)", "showgrid": True}
-    note = "In brackets: seconds of ours and of the peer, in turns on one idle machine"
-    words = {"text": title, "subtitle": {"text": note}}
-    fig.update_layout(template=theme(), title=words, height=140 + 40 * len(t), showlegend=False)
-    return fig.update_xaxes(**axis).add_vline(x=1, line={"color": MUTED, "width": 1})
-
-
-def _ratio_bars(t: pd.DataFrame) -> go.Bar:
-    "Bars from 1 to the ratio, with the seconds beside them"
-    seconds = zip(t.ratio, t.ours_s, t.peer_s, strict=True)
-    told = [f"{r:.1f}×  ({a:.3g} : {b:.3g} s)" for r, a, b in seconds]
-    hover = [f"<b>{x.task}</b><br>{x.peer}<br>{x.hardware}<extra></extra>" for x in t.itertuples()]
-    colours = np.where(t["ratio"] >= 1, PALETTE["blue"], PALETTE["vermilion"]).tolist()
-    bars = go.Bar(x=t.ratio - 1, base=1, y=t.task, orientation="h", text=told, width=0.6)
-    look = {"marker_color": colours, "hovertemplate": hover, "textfont_color": INK}
-    return bars.update(textposition="outside", cliponaxis=False, **look)
