@@ -58,7 +58,7 @@ _RUN_ON = {"stopping_step": 100_000}  # RecBole stops early by default
 _LARGE = {"eval_batch_size": 7_600_000}  # Scores a batch: 2,048 users on ML-1M
 _BPR = {"dim": 64, "lr": 0.001, "batch_size": 2048}
 _SASREC = {"dim": 64, "window": 50, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.5}
-_SASREC |= {"lr": 0.001, "targets": 2048}
+_SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
 TASKS = {
     t.name: t
     for t in (
