@@ -12,6 +12,7 @@ __all__ = ['PALETTE', 'INK', 'MUTED', 'RULE', 'FONT', 'LAYOUT', 'escape', 'Html'
 import html
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ def number(
     if isinstance(value, int) or (places is None and hasattr(value, "__index__")):
         return f"{int(value):,}".replace("-", "−")
     places = decimals([value]) if places is None else places
-    return f"{float(value):,.{places}f}".replace("-", "−")
+    return f"{round(float(value), places) + 0.0:,.{places}f}".replace("-", "−")
 
 # %% ../../nbs/00_core/04_display.ipynb #9b7f76c1
 def interval(
@@ -189,6 +190,66 @@ PALETTE = {
 INK, MUTED, RULE = "#1F2937", "#5B6472", "#E5E7EB"
 FONT = '"Inter", "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
 
+# %% ../../nbs/00_core/04_display.ipynb #4d6b7964
+def interval_bar(
+    value: float,  # The estimate; missing draws the line alone
+    low: float,  # Lower end; missing draws the mark alone
+    high: float,  # Upper end
+    start: float,  # Value at the left edge
+    stop: float,  # Value at the right edge
+    colour: str = PALETTE["blue"],  # Of bar and mark
+    width: int = 90,  # Pixels
+) -> Html:
+    "An interval on a common scale, as a picture in the line of text"
+
+    def at(v):
+        return 5 + (width - 10) * (v - start) / ((stop - start) or 1)
+
+    known = lambda *numbers: all(v is not None and math.isfinite(v) for v in numbers)
+    bar = ""
+    if known(low, high):
+        left, right = at(low), at(high)
+        bar = f'<rect x="{left:.1f}" width="{right - left:.1f}" y="4" height="8" rx="2" fill="{colour}" opacity=".35"/>'
+    if known(value):
+        bar += f'<rect x="{at(value) - 1:.1f}" width="2.5" y="2" height="12" fill="{colour}"/>'
+    return Html(
+        f'<svg class="rl-ci" width="{width}" height="16" viewBox="0 0 {width} 16" aria-hidden="true">'
+        f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="{RULE}"/>{bar}</svg>'
+    )
+
+# %% ../../nbs/00_core/04_display.ipynb #497ba982
+def scale(
+    *columns: Iterable,  # Values and ends of intervals, drawn on one scale
+) -> tuple[float, float]:  # Smallest and largest; (0, 1) when there is none
+    "The common scale of several columns"
+    finite = [v for column in columns for v in column if v is not None and math.isfinite(v)]
+    return (min(finite), max(finite)) if finite else (0.0, 1.0)
+
+# %% ../../nbs/00_core/04_display.ipynb #97d345ea
+class Table(pd.DataFrame):
+    "A pandas frame that JupyterLab draws as the report does"
+
+    needs: tuple = ()  # Columns of the drawing
+    optional: tuple = ()  # Columns that may be there as well
+
+    @property
+    def _constructor(self):
+        return type(self)
+
+    def drawn(self) -> tuple:  # Columns as `table_html` takes them, and a caption
+        "What is shown; subclasses choose"
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        index, names = self.index, list(self.columns)
+        plain = index.nlevels == 1 and index.name is None and index.dtype.kind in "iu"
+        known = len(names) == len(set(names)) and not set(names) - {*self.needs, *self.optional}
+        if len(self) and plain and known and set(self.needs) <= set(names):
+            # A frame whose values were replaced, by isna() say, cannot be drawn as it was
+            with suppress(TypeError, ValueError, KeyError, AttributeError):
+                return str(table_html(*self.drawn()))
+        return super()._repr_html_()
+
 # %% ../../nbs/00_core/04_display.ipynb #6a0d3cff
 _AXIS = {
     "automargin": True,
@@ -224,58 +285,6 @@ LAYOUT = {
     "xaxis": {**_AXIS, "showgrid": False},
     "yaxis": {**_AXIS, "showline": False, "ticks": ""},
 }
-
-# %% ../../nbs/00_core/04_display.ipynb #4d6b7964
-def interval_bar(
-    value: float,
-    low: float,  # Lower end; missing draws the dot alone
-    high: float,
-    start: float,  # Value at the left edge
-    stop: float,  # Value at the right edge
-    colour: str = PALETTE["blue"],
-    width: int = 90,  # Pixels
-) -> Html:
-    "An interval on a common scale, as a picture in the line of text"
-
-    def at(v):
-        return 5 + (width - 10) * (v - start) / ((stop - start) or 1)
-
-    bar = ""
-    if low == low and high == high and low is not None and high is not None:
-        left, right = at(low), at(high)
-        bar = f'<rect x="{left:.1f}" width="{right - left:.1f}" y="4" height="8" rx="2" fill="{colour}" opacity=".35"/>'
-    return Html(
-        f'<svg class="rl-ci" width="{width}" height="16" viewBox="0 0 {width} 16" aria-hidden="true">'
-        f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="#E5E7EB"/>{bar}'
-        f'<rect x="{at(value) - 1:.1f}" width="2.5" y="2" height="12" fill="{colour}"/></svg>'
-    )
-
-# %% ../../nbs/00_core/04_display.ipynb #497ba982
-def scale(
-    *columns: Iterable,  # Values and ends of intervals, drawn on one scale
-) -> tuple[float, float]:  # Smallest and largest; (0, 1) when there is none
-    "The common scale of several columns"
-    finite = [v for column in columns for v in column if v is not None and math.isfinite(v)]
-    return (min(finite), max(finite)) if finite else (0.0, 1.0)
-
-# %% ../../nbs/00_core/04_display.ipynb #97d345ea
-class Table(pd.DataFrame):
-    "A pandas frame that JupyterLab draws as the report does"
-
-    needs = ()  # Columns without which pandas draws it
-
-    @property
-    def _constructor(self):
-        return type(self)
-
-    def drawn(self) -> tuple:  # A frame or columns, and a caption
-        "What is shown; subclasses choose"
-        return self, ""
-
-    def _repr_html_(self) -> str:
-        if not set(self.needs) <= set(self.columns):
-            return super()._repr_html_()
-        return str(table_html(*self.drawn()))
 
 # %% ../../nbs/00_core/04_display.ipynb #73d825ff
 def theme() -> str:  # Its name, to pass as `template=`

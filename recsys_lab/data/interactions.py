@@ -8,7 +8,9 @@ Docs: https://recsys-lab.github.io/recsys_lab/10_data/interactions.html.md"""
 __all__ = ['ARRAYS', 'Histories', 'ragged_index', 'Interactions', 'id_codes']
 
 # %% ../../nbs/10_data/00_interactions.ipynb #4cc846d2
+import datetime as dt
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -293,16 +295,23 @@ def id_codes(
     wanted[:] = list(ids)
     if len(wanted) == 0 or len(known) == 0:
         return np.full(len(wanted), -1, np.int32)
-    index = pd.Index(known, dtype=object if known.dtype.kind in "OUS" else known.dtype)
     if known.dtype.kind == "M":
-        wanted = pd.to_datetime(pd.Series(ids), errors="coerce").astype(known.dtype)
-        return index.get_indexer(wanted).astype(np.int32)
+        days = pd.to_datetime(known)
+        return np.array([_one_code(days, _day(v)) for v in wanted], np.int32)
+    index = pd.Index(known, dtype=object if known.dtype.kind in "OUS" else known.dtype)
     try:
         typed = wanted.astype(index.dtype)
         same = typed == wanted
     except (TypeError, ValueError, OverflowError):
         return np.array([_one_code(index, v) for v in wanted], np.int32)
     return np.where(same, index.get_indexer(typed), -1).astype(np.int32)
+
+# %% ../../nbs/10_data/00_interactions.ipynb #5ae9870a
+def _day(value):
+    "A moment from a date or its text; None, which is no id, from anything else"
+    with suppress(ValueError):
+        if isinstance(value, str | dt.date | np.datetime64):
+            return pd.Timestamp(value)
 
 
 def _one_code(index: pd.Index, value) -> int:

@@ -141,17 +141,19 @@ def compare(
 
 # %% ../../nbs/20_evaluation/03_comparison.ipynb #27cae140
 class Leaderboard(Table):
-    "A frame: model, metric, value, low, high, n, gap, gap_low, gap_high, p_holm, d_z, different"
+    "A frame, best model first; `gap` is the model's mean minus the best one's, paired by user"
 
     needs = tuple("model metric value low high n gap gap_low gap_high p_holm d_z different".split())
 
     def drawn(self):
+        "Means and differences with their intervals"
         ends, rows = scale(self.value, self.low, self.high), list(self.itertuples(index=False))
         shown = {"model": self.model}
-        shown["/".join(self.metric.unique())] = [interval(r.value, r.low, r.high) for r in rows]
+        shown["/".join(self.metric.unique())] = [interval(r.value, r.low, r.high, 4) for r in rows]
         shown["95 %"] = [interval_bar(r.value, r.low, r.high, *ends) for r in rows]
-        shown["behind the best"] = [interval(-r.gap, -r.gap_high, -r.gap_low) for r in rows]
-        shown["p (Holm)"] = [number(r.p_holm, 4) for r in rows]
+        gaps = [interval(r.gap, r.gap_low, r.gap_high, 4) for r in rows]
+        shown["difference to the best"] = gaps
+        shown["p (Holm)"] = ["< 0.0001" if r.p_holm < 1e-4 else number(r.p_holm, 4) for r in rows]
         shown["effect d"] = [number(r.d_z, 2) for r in rows]
         verdict = {True: "yes", False: "not shown"}
         shown["different"] = [verdict[r.different] if r.gap == r.gap else "" for r in rows]
@@ -165,7 +167,7 @@ def leaderboard(
     test: str = "permutation",  # permutation, wilcoxon or t
     level: float = 0.05,  # Chance of any false difference in the whole table
     seed: int = 0,  # Of intervals and flips
-) -> Leaderboard:
+) -> Leaderboard:  # gap_low, gap_high: 95 % interval of gap; d_z: gap in standard deviations
     "Models by their mean, each compared with the best"
     if best not in ("max", "min"):
         raise ValueError(f"best must be max or min, got {best!r}")

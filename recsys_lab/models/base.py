@@ -87,6 +87,15 @@ def _check_features(**tables):
             got = list(getattr(table, "columns", [type(table).__name__]))
             raise ValueError(f"{name}s must be a table with a column {name}_id, got {got}")
 
+
+def _check_ids(items: pd.DataFrame | None, item_ids: np.ndarray):
+    "Refuse an item table that shares no id with the training data"
+    if items is not None and len(items) and not items.item_id.isin(item_ids).any():
+        raise ValueError(
+            f"items: none of {len(items)} item_ids ({items.item_id.dtype}) is among the "
+            f"{len(item_ids)} of the training data ({item_ids.dtype}); convert them to that type"
+        )
+
 # %% ../../nbs/40_models/00_base.ipynb #e2ba6f9c
 @patch
 def fit(
@@ -94,7 +103,7 @@ def fit(
     train: Interactions,  # What the model may learn from
     *,
     valid: Interactions | None = None,  # Later or held-out rows, for early stopping only
-    items: pd.DataFrame | None = None,  # Item features, with a column `item_id`
+    items: pd.DataFrame | None = None,  # Item features, pandas or polars, with `item_id`
     users: pd.DataFrame | None = None,  # User features, with a column `user_id`
 ) -> Recommender:  # `self`, so calls chain
     "Learn from interactions"
@@ -109,7 +118,8 @@ def fit(
     self.n_users, self.n_items = train.n_users, train.n_items
     self.histories = train.histories()
     self.popularity = train.item_counts().astype(np.float32)
-    self.items = items
+    self.items = items.to_pandas() if hasattr(items, "to_pandas") else items
+    _check_ids(self.items, self.item_ids)
     self._fit(train, valid, items, users)
     return self
 
@@ -284,18 +294,30 @@ def _check_k(k):
 
 # %% ../../nbs/40_models/00_base.ipynb #d417d90b
 class Recommendations(Table):
-    "A frame: user_id, item_id, title where the item table has one, score, rank from 1"
+    "A frame of recommended items; it remembers their titles and whom they were made for"
 
-    needs = ("user_id", "item_id", "score", "rank")
+    needs, optional = ("item_id", "score", "rank"), ("user_id",)
+    _metadata = ["titles", "asked"]  # pandas hands these on
+    titles, asked = None, "user"
 
     def drawn(self):
-        ends, one = scale(self.score, [0.0]), self.user_id.nunique() == 1
-        names = ["rank", *(c for c in ("title", "item_id") if c in self)]
-        shown = {c: self[c] for c in (names if one else ["user_id", *names])}
-        shown["score"] = self.score
-        shown[""] = [interval_bar(v, ends[0], v, *ends) for v in self.score]
-        who = f"for user {self.user_id.iloc[0]}" if one else f"for {self.user_id.nunique():,} users"
-        return shown, f"{len(self):,} recommendations {who}"
+        "Rank, title, id and score of the first 200 rows"
+        top, ends = self.head(200), scale(self.score, [0.0])
+        people = self.user_id.unique() if "user_id" in self else ["one"]
+        shown = {self.asked: top.user_id} if len(people) > 1 else {}
+        shown["rank"] = top["rank"]
+        if self.titles is not None:
+            shown["title"] = top.item_id.map(self.titles)
+        shown |= {"item_id": top.item_id, "score": top.score}
+        shown[""] = [interval_bar(v, min(v, 0), max(v, 0), *ends) for v in top.score]
+        return shown, self._caption(people)
+
+    def _caption(self, people) -> str:
+        "How many, and for whom"
+        one = f"user {people[0]}" if self.asked == "user" else f"the given {self.asked}"
+        many = f"{len(people):,} {self.asked.replace('history', 'historie')}s"
+        cut = ", the first 200 shown" if len(self) > 200 else ""
+        return f"{len(self):,} items for {one if len(people) == 1 else many}{cut}"
 
 # %% ../../nbs/40_models/00_base.ipynb #5a1b5fae
 @patch
@@ -314,7 +336,8 @@ def recommend(
     _check_k(k)
     codes, names, histories = self._people(users, history)
     mask = self._mask(candidates, filters)
-    return self._ranked(codes, histories, names, k, exclude_seen, mask)
+    found = self._ranked(codes, histories, names, k, exclude_seen, mask)
+    return self._titled(found, "user" if history is None else "history")
 
 # %% ../../nbs/40_models/00_base.ipynb #89943508
 @patch
@@ -332,15 +355,22 @@ def _ranked(self: Recommender, codes, histories, names, k, exclude_seen, mask, b
         item = top[r, rank]
         parts.append((names[rows[r]], self.item_ids[item], scores[r, item], rank + 1))
     columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
-    return self._titled(Recommendations(dict(zip(Recommendations.needs, columns, strict=True))))
+    return Recommendations(dict(zip(("user_id", *Recommendations.needs), columns, strict=True)))
 
-
+# %% ../../nbs/40_models/00_base.ipynb #efd53232
 @patch
-def _titled(self: Recommender, found: pd.DataFrame) -> pd.DataFrame:
-    "The same with a column `title` beside `item_id`, where the item table has titles"
+def _titled(
+    self: Recommender,
+    found: Recommendations,
+    asked: str,  # Whom the items are for: user, history or item
+) -> Recommendations:
+    "The same frame, which now knows its titles"
+    found.asked = asked
     if self.items is not None and "title" in self.items:
-        titles = self.items.drop_duplicates("item_id").set_index("item_id").title
-        found.insert(found.columns.get_loc("item_id") + 1, "title", found.item_id.map(titles))
+        if getattr(self, "_title_of", (None,))[0] is not self.items:
+            table = self.items.drop_duplicates("item_id").set_index("item_id")
+            self._title_of = self.items, table["title"]
+        found.titles = self._title_of[1]
     return found
 
 # %% ../../nbs/40_models/00_base.ipynb #d73db356
@@ -349,7 +379,7 @@ def similar_items(
     self: Recommender,
     item,  # Item id
     k: int = 10,  # How many
-) -> Table:  # item_id, title where there is one, score, rank; the item itself is left out
+) -> Recommendations:  # item_id, score, rank; the item itself is left out
     "Items most like one item"
     self._need_fit()
     _check_k(k)
@@ -362,9 +392,8 @@ def similar_items(
     scores[0, code] = -np.inf
     top = topk(scores, min(k, self.n_items - 1))[0]
     rank = np.arange(1, len(top) + 1)
-    return self._titled(
-        Table({"item_id": self.item_ids[top], "score": scores[0, top], "rank": rank})
-    )
+    found = {"item_id": self.item_ids[top], "score": scores[0, top], "rank": rank}
+    return self._titled(Recommendations(found), "item")
 
 # %% ../../nbs/40_models/00_base.ipynb #d7b6d961
 def cosine(

@@ -1,4 +1,4 @@
-"""Dropout that costs almost nothing on a processor.
+"""Dropout that costs little on a processor, and attention whose weights can be dropped.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/layers.html.md"""
 

@@ -50,13 +50,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     "Hidden states of padded histories"
 
-    def __init__(self, n_items, dim, window, blocks, heads, inner, dropout, attention_dropout):
+    def __init__(self, n_items: int, dim: int, window: int, blocks: int, **block):
         super().__init__()
         self.window = window
         self.items, self.places = nn.Embedding(n_items, dim), nn.Embedding(window, dim)
-        block = lambda: Block(dim, heads, inner, dropout, attention_dropout)
-        self.blocks = nn.ModuleList(block() for _ in range(blocks))
-        self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, **block) for _ in range(blocks))
+        self.norm, self.drop = nn.LayerNorm(dim), Dropout(block["dropout"])
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
@@ -83,7 +82,7 @@ class SASRec(NeuralRecommender):
         heads: int = 2,
         inner: int = 256,  # Width inside a block's network
         dropout: float = 0.2,
-        attention_dropout: float = 0.0,  # Of attention weights; slower
+        attention_dropout: float = 0.0,  # Of attention weights; slower on a processor
         loss: str = "ce",  # "ce" over all items or "sampled"
         negatives: int = 256,  # Of the sampled loss, shared by a batch
         smoothing: float = 0.0,  # Of the labels, for "ce"
@@ -119,7 +118,7 @@ def _check(self: SASRec):
 @patch
 def _network(self: SASRec, train) -> Transformer:
     names = "dim window blocks heads inner dropout attention_dropout".split()
-    return Transformer(self.n_items, *(getattr(self, n) for n in names))
+    return Transformer(self.n_items, **{n: getattr(self, n) for n in names})
 
 
 @patch

@@ -385,12 +385,13 @@ def speed_figure(
     table: pd.DataFrame,  # Rows of `reports/speed.csv`
     title: str = "How many times as fast as the peer",
 ) -> go.Figure:
-    "Ratios as dots on a logarithmic axis; times to a mark of quality stay in the table"
+    "A dot a task and peer, its last row; times to a mark of quality stay in the table"
     t = _need(table, ["task", "peer", "ratio", "ours_s", "peer_s"], "speed_figure")
-    t = t[~t.task.str.contains(": ")].sort_values("ratio", ignore_index=True)
-    t["task"] = t.task.str.replace(r" \(.*", "", regex=True)
+    t["task"] = t.task.str.replace(r" \(.*", "", regex=True) + " · " + t.peer.str.split().str[0]
+    t = t[~t.task.str.contains(": ")].drop_duplicates("task", keep="last")
+    t = t.sort_values("ratio", ignore_index=True)
     fig = go.Figure(_ratio_dots(t))
-    note = "Right of the line ours is faster; both in turns on one idle machine"
+    note = "Right of the line ours is faster"
     fig.update_layout(**_layout(title, note, "times as fast", "", 150 + 32 * len(t)))
     told = [f"{r:.1f}×" if r < 10 else f"{r:.0f}×" for r in t.ratio]
     notes = zip(np.log10(t.ratio), range(len(t)), told, strict=True)
@@ -400,7 +401,7 @@ def speed_figure(
     fig.update_layout(yaxis_type="category").add_vline(x=1, line={"color": MUTED, "width": 1})
     return fig.update_xaxes(range=[low, high], showgrid=True, **_log_ticks(t.ratio))
 
-
+# %% ../../nbs/80_reporting/00_figures.ipynb #3bb895c6
 def _ratio_dots(t: pd.DataFrame) -> go.Scatter:
     "One dot a task"
     colours = np.where(t["ratio"] >= 1, PALETTE["blue"], PALETTE["vermilion"]).tolist()

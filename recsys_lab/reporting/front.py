@@ -7,7 +7,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/front.html.md"""
 # %% auto #0
 __all__ = ['SUMMARY_KEYS', 'COST_NAMES', 'OTHERS', 'LIMITS', 'WORDS', 'Facts', 'gather', 'check_summary', 'default_decision',
            'decision_section', 'cost_columns', 'leaderboard_section', 'tradeoff_section', 'curves_section',
-           'recommendation_section', 'reference_section', 'limits_section', 'front']
+           'recommendation_section', 'reference_section', 'speed_section', 'limits_section', 'front']
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #848f2999
 import re
@@ -296,17 +296,25 @@ def recommendation_section(facts: Facts) -> str:
     return f'<h2>What people would see</h2><div class="rl-users">{users}</div>' if users else ""
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #fac9182f
-def reference_section(facts: Facts, draw: Callable) -> str:
-    "Our numbers beside published ones, and times beside the peer"
-    out = []
+def reference_section(facts: Facts) -> str:
+    "Our numbers beside published ones"
     if len(facts.benchmark):
         rows = compare(facts.benchmark)
-        out.append(reference_table(rows[rows.target.notna() | (rows.verdict != "not measured")]))
+        table = reference_table(rows[rows.target.notna() | (rows.verdict != "not measured")])
+        return f"<h2>Against published numbers</h2>{table}"
+    return ""
+
+# %% ../../nbs/80_reporting/03a_front.ipynb #bf26bf65
+def speed_section(facts: Facts, draw: Callable) -> str:
+    "Our times beside a peer's, and what came out of the same runs"
+    out = []
+    if (~facts.speed.get("task", pd.Series(dtype=str)).str.contains(": ")).any():
+        out.append(draw(speed_figure(facts.speed)))
     if len(facts.speed):
-        out += [draw(speed_figure(facts.speed)), speed_table(facts.speed)]
+        out.append(speed_table(facts.speed))
     if facts.quality:
         out.append(quality_table(facts.quality))
-    return f"<h2>Against published numbers</h2>{''.join(out)}" if out else ""
+    return f"<h2>Speed beside a peer</h2>{''.join(out)}" if out else ""
 
 
 LIMITS = [
@@ -348,6 +356,7 @@ def front(
         + tradeoff_section(facts, draw)
         + curves_section(facts, draw)
         + recommendation_section(facts)
-        + reference_section(facts, draw)
+        + reference_section(facts)
+        + speed_section(facts, draw)
         + limits_section(facts)
     )

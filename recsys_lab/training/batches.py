@@ -79,10 +79,12 @@ class SequenceBatches:
         histories: Histories,
         window: int,  # Longest input
         stride: int | None = None,  # As in `cut_windows`
-        targets: int = 2048,  # Targets in one update, about
+        targets: int = 2048,  # Targets in one update, about; at least the longest window's
         pool: int = 32,  # Batches whose windows are sorted together
         device: torch.device | str = "cpu",
     ):
+        if targets < 1 or pool < 1:
+            raise ValueError(f"targets and pool must be at least 1, got {targets} and {pool}")
         offsets = np.asarray(histories.offsets)
         start, size, count = cut_windows(offsets, window, stride)
         if not len(start):
@@ -104,7 +106,9 @@ def epoch(self: SequenceBatches, generator: torch.Generator) -> Iterator[tuple[T
     device = self.start.device
     order = torch.randperm(len(self.start), generator=generator, device=device)
     pool = torch.arange(len(order), device=device) * len(self) // (len(order) * self.pool)
-    order = order[torch.argsort(pool * (self.window + 1) + self.size[order], stable=True)]
+    size = self.size[order]
+    turned = torch.where(pool % 2 == 1, self.window - size, size)
+    order = order[torch.argsort(pool * (self.window + 1) + turned, stable=True)]
     groups = self.groups(order)
     for g in torch.randperm(len(groups), generator=generator, device=device).tolist():
         yield self.batch(groups[g])
