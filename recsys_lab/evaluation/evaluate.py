@@ -138,7 +138,7 @@ def evaluate(
     *,
     part: str = "test",  # valid or test
     ks: tuple = (5, 10, 20),  # Cut-off ranks
-    block: int = 2048,  # Users scored at once, at most; changes no number
+    block: int = 1024,  # Users scored at once, at most; changes no number
     negatives=None,  # None: the split's candidates, or all items; 0: all; m; codes (n_users, m)
     seed: int = 0,  # Of sampled negatives
     exclude_seen: bool = True,  # Mask what the user had before? False where repeats are wanted
@@ -214,7 +214,7 @@ class Validator:
         truth: Interactions,  # Rows to find, same codes
         metric: str = "ndcg@10",  # Any name of `METRICS` with a cut-off
         users: np.ndarray | None = None,  # Only these user codes, for speed; None: all
-        block: int = 2048,  # Users scored at once, at most
+        block: int = 1024,  # Users scored at once, at most
     ):
         self.metric, self.block = metric, block
         self.name, self.k = parse_metric(metric)

@@ -9,11 +9,15 @@ __all__ = ['Task', 'ranking_task', 'rank', 'sample_negatives', 'with_truth']
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #612bf955
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from numba import config, njit
+from threadpoolctl import ThreadpoolController
 
 from ..data.interactions import Interactions
 from .metrics import sorted_csr, threaded, topk
@@ -64,21 +68,23 @@ def ranking_task(
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #908a65f7
 def _blocks(n: int, n_items: int, block: int):
-    "Slices of users; a block holds at most 2^26 scores, 256 MB as float32"
+    "Slices of users; a block holds at most 2^25 scores, 128 MB as float32, and two are in memory"
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    size = max(1, min(block, 2**26 // max(n_items, 1)))
+    size = max(1, min(block, 2**25 // max(n_items, 1)))
     return (slice(a, min(a + size, n)) for a in range(0, n, size))
 
 
-def _as_scores(scores, shape: tuple) -> np.ndarray:
-    "Scores as an array of the right shape; tensors on any device are accepted"
+def _scored(score, codes: np.ndarray, n_items: int) -> tuple[np.ndarray, float]:
+    "Scores of users as an array, whatever device they come from, and the seconds they took"
+    start = time.perf_counter()
+    scores = score(codes)
     if hasattr(scores, "detach"):
         scores = scores.detach().float().cpu().numpy()
-    scores = np.asarray(scores)
+    scores, shape = np.asarray(scores), (len(codes), n_items)
     if scores.shape != shape:
         raise ValueError(f"score returned shape {scores.shape}, (users, items) is {shape}")
-    return scores
+    return scores, time.perf_counter() - start
 
 
 def _only(scores: np.ndarray, allowed: sp.csr_matrix) -> np.ndarray:
@@ -88,26 +94,50 @@ def _only(scores: np.ndarray, allowed: sp.csr_matrix) -> np.ndarray:
     out[row, allowed.indices] = scores[row, allowed.indices]
     return out
 
+# %% ../../nbs/20_evaluation/01_ranking.ipynb #2ca822c2
+@lru_cache(maxsize=1)
+def _matrix_libraries() -> ThreadpoolController:
+    "The matrix libraries that are loaded; finding them takes milliseconds"
+    return ThreadpoolController()
+
+
+@contextmanager
+def _half_of_the_cores():
+    "Matrix products on at most half of the cores"
+    found = _matrix_libraries()
+    used = [x.num_threads for x in found.lib_controllers if x.user_api == "blas"]
+    half = min([max(1, config.NUMBA_NUM_THREADS // 2), *used])
+    with found.limit(limits=half, user_api="blas"):
+        yield
+
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #b531b700
 def rank(
-    score,  # Function of user codes (n,) that returns scores (n, n_items)
+    score,  # Function of user codes (n,) that returns scores (n, n_items), a new array each time
     task: Task,  # Users to ask
     k: int = 20,  # List length
-    block: int = 2048,  # Users scored at once, at most
+    block: int = 1024,  # Users scored at once, at most
     allowed: sp.csr_matrix | None = None,  # Rank only these items, (len(task), n_items); None: all
 ) -> tuple[np.ndarray, float]:  # Item codes (len(task), k), -1: none left; seconds spent in `score`
     "The best `k` items of every user of a task"
-    n_items, seconds = task.truth.shape[1], 0.0
+    n_items, seconds, ranked = task.truth.shape[1], 0.0, None
     top = np.empty((len(task), k), np.int32)
-    for rows in _blocks(len(task), n_items, block):
-        start = time.perf_counter()
-        scores = _as_scores(score(task.codes[rows]), (rows.stop - rows.start, n_items))
-        seconds += time.perf_counter() - start
-        if allowed is not None:
-            top[rows] = topk(_only(scores, allowed[rows]), k)
-        else:
-            top[rows] = topk(scores, k, None if task.seen is None else task.seen[rows])
+    with ThreadPoolExecutor(1) as other, _half_of_the_cores():
+        for rows in _blocks(len(task), n_items, block):
+            scores, took = _scored(score, task.codes[rows], n_items)
+            seconds += took
+            if ranked:
+                ranked.result()
+            ranked = other.submit(_fill, top, rows, scores, task, allowed)
+        ranked.result()
     return top, seconds
+
+
+def _fill(top: np.ndarray, rows: slice, scores: np.ndarray, task: Task, allowed):
+    "Rank one block into its rows of `top`"
+    mask = None if task.seen is None else task.seen[rows]
+    if allowed is not None:
+        scores, mask = _only(scores, allowed[rows]), None
+    top[rows] = topk(scores, top.shape[1], mask)
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #6e654202
 @njit(nogil=True, cache=True)
