@@ -19,6 +19,16 @@ from ..data.split import Split
 from ..evaluation.evaluate import Validator
 
 # %% ../../nbs/30_training/06_tune.ipynb #be9800bf
+def _is_number(x) -> bool:
+    "Whole or not, but not a switch"
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _is_range(span: list) -> bool:
+    "Two numbers, and not a list of choices"
+    return len(span) == 2 and all(map(_is_number, span))
+
+
 def suggest(
     trial: optuna.Trial,
     space: dict,  # Argument -> [low, high], or a list of choices
@@ -26,8 +36,7 @@ def suggest(
     "Values of one trial"
     out = {}
     for name, span in space.items():
-        numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in span)
-        if len(span) != 2 or not numbers:
+        if not _is_range(span):
             out[name] = trial.suggest_categorical(name, span)
             continue
         low, high = span
@@ -37,6 +46,18 @@ def suggest(
         whole = all(isinstance(x, int) for x in span)
         pick = trial.suggest_int if whole else trial.suggest_float
         out[name] = pick(name, low, high, log=log)
+    return out
+
+# %% ../../nbs/30_training/06_tune.ipynb #ea949cce
+def _as_it_stands(config: dict, space: dict) -> dict:
+    "Settings of a model, moved into the space; a choice that is not on the list is left out"
+    out = {}
+    for name, span in space.items():
+        value = config.get(name)
+        if _is_range(span) and _is_number(value):
+            out[name] = min(max(value, span[0]), span[1])
+        elif not _is_range(span) and value in span:
+            out[name] = value
     return out
 
 # %% ../../nbs/30_training/06_tune.ipynb #bc632a07
@@ -50,7 +71,7 @@ def tune(
     make: Callable,  # Called with arguments to try, gives an unfitted model
     space: dict,  # As `suggest` reads it
     split: Split,  # Its test part is not looked at
-    trials: int = 20,  # Models fitted, the first as it stands
+    trials: int = 20,  # Models fitted, the first as it stands, as far as the space goes
     metric: str = "ndcg@10",
     seed: int = 0,
 ) -> pd.DataFrame:  # One row a trial: trial, value, error, and one column an argument; best first
@@ -58,8 +79,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=-(-trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    config = make().config()
-    study.enqueue_trial({k: config[k] for k in space if k in config}, skip_if_exists=True)
+    study.enqueue_trial(_as_it_stands(make().config(), space), skip_if_exists=True)
     validator, rows = Validator(split.history("valid"), split.valid, metric), []
     for number in progress(range(trials), "tuning", unit="trial"):
         rows.append(_one(study, number, make, space, split, validator))
