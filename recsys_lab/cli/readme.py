@@ -48,6 +48,7 @@ def readme_text(
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    nb.metadata["language_info"] = {"name": "python"}  # cleaned notebooks do not say it
     body, _ = MarkdownExporter().from_notebook_node(nb)
     note = "<!-- Written from nbs/index.ipynb by `make docs`; edit the notebook. -->\n\n"
     return note + moved(re.sub(r"\n{3,}", "\n\n", body.strip())) + "\n"
