@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from ..core.files import atomic_write, root
 from ..core.params import check_params, params
@@ -30,10 +31,11 @@ def write_tuned(
 ):
     "Put what a search found under `tuned:`"
     path = Path(file or root() / "params.yaml")
-    yaml = YAML()
-    yaml.width = 120
+    yaml, line = YAML(), CommentedMap(values)
+    yaml.width = 10_000
+    line.fa.set_flow_style()
     content = yaml.load(path.read_text())
-    content.setdefault("tuned", {}).setdefault(protocol, {})[key] = values
+    content.setdefault("tuned", {}).setdefault(protocol, {})[key] = line
     check_params(YAML(typ="safe").load(_text(yaml, content)), path.name)
     atomic_write(path, _text(yaml, content))
 

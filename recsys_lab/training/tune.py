@@ -79,7 +79,9 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=-(-trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(_as_it_stands(make().config(), space), skip_if_exists=True)
+    model = make()
+    now = getattr(model, "options", {}) | model.config()  # options left at their defaults too
+    study.enqueue_trial(_as_it_stands(now, space), skip_if_exists=True)
     validator, rows = Validator(split.history("valid"), split.valid, metric), []
     for number in progress(range(trials), "tuning", unit="trial"):
         rows.append(_one(study, number, make, space, split, validator))
