@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from recsys_lab.core.params import Params, ParamsError, check_params, params
+from recsys_lab.core.params import Params, ParamsError, check_params, params, read_yaml
 from recsys_lab.models.registry import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL, SMALL = (yaml.safe_load((ROOT / f).read_text()) for f in ("params.yaml", "params.ci.yaml"))
+REAL, SMALL = (read_yaml(ROOT / f) for f in ("params.yaml", "params.ci.yaml"))
 
 
 @pytest.mark.parametrize("raw", [REAL, SMALL], ids=["params.yaml", "params.ci.yaml"])
@@ -61,7 +60,7 @@ def test_keys_can_be_joined():
     ids=lambda v: ".".join(v) if isinstance(v, tuple) else None,
 )
 def test_refused(path, value, says):
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = read_yaml(ROOT / "params.yaml")
     at = raw
     for step in path[:-1]:
         at = at[step]

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from recsys_lab.cli.record import ran_with
+from recsys_lab.core.params import read_yaml
 from recsys_lab.reporting.studies import parse_given
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def run(project: Path, *command: str, check: bool = True) -> str:
 
 
 def copy_data(project: Path):
-    for key in yaml.safe_load((ROOT / "params.yaml").read_text())["embedded"]:
+    for key in read_yaml(ROOT / "params.yaml")["embedded"]:
         if not (ROOT / "data" / key).is_dir():
             pytest.fail(f"data/{key} is not there; run: make fetch")
         shutil.copytree(ROOT / "data" / key, project / "data" / key)

@@ -78,13 +78,13 @@ def show_params(
     import yaml
 
     from recsys_lab.core.params import params
+    from recsys_lab.models.registry import check_models
 
-    if not key:
-        from recsys_lab.models.registry import check_models
-
-        check_models()
-    value = params(key or None)
-    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    check_models()
+    params(key or None)  # refuses a key that does not exist
+    plain = params().model_dump(mode="json")
+    for step in key.split(".") if key else ():
+        plain = plain[step]
     typer.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
 
 # %% ../../nbs/95_cli/02_app.ipynb #a993e9e4
@@ -206,12 +206,14 @@ def tune(
     typer.echo(tune_protocol(protocol, models or None, trials, write).to_string(index=False))
 
 # %% ../../nbs/95_cli/02_app.ipynb #62308b7d
-def _chosen(words: list[str] | None) -> dict:
+def _chosen(words: list[str] | None, columns) -> dict:
     "Column -> value from words `column=value`"
     for word in words or []:
         if "=" not in word:
             raise UsageError(f"rows are chosen by column=value, got {word!r}; such as model=ease")
-    return dict(w.split("=", 1) for w in words or [])
+    chosen = dict(w.split("=", 1) for w in words or [])
+    _known(list(chosen), columns, "column")
+    return chosen
 
 
 @app.command()
@@ -221,25 +223,25 @@ def record(
 ):
     "Write what was measured to reports/benchmark.csv, or check what stands there."
     if check:
-        return check_records(_chosen(where))
+        return check_records(where)
     from recsys_lab.cli.record import record_runs
 
     rows = 0
-    for run, n in record_runs(**_chosen(where)):
+    for run, n in record_runs(**_chosen(where, ("protocol", "model", "seed"))):
         typer.echo(f"{run['protocol']:<16}{run['model']:<18}seed {run['seed']}  {n} rows")
         rows += n
     if not rows:
         raise UsageError("no executed study matches; run `make repro` or `make full` first")
 
 # %% ../../nbs/95_cli/02_app.ipynb #d205cbb4
-def check_records(where: dict):
+def check_records(where: list[str] | None):
     "Recompute recorded rows; 1 if any differs"
     from recsys_lab.cli.record import key_of, recompute
-    from recsys_lab.reporting.records import check
+    from recsys_lab.reporting.records import COLUMNS, check
 
     if not where:
         raise UsageError("which rows? such as: record --check protocol=ml100k-time model=ease")
-    table = check(recompute, **where)
+    table = check(recompute, **_chosen(where, COLUMNS))
     for row in table.to_dict("records"):
         word = "agrees" if row["agrees"] else "DIFFERS"
         name = f"{row['protocol']:<16}{key_of(row):<18}{row['metric']:<14}"

@@ -68,10 +68,13 @@ def atomic_write(
 # %% ../../nbs/00_core/00_files.ipynb #4cebde17
 @contextmanager
 def atomic_folder(
-    path: Path | str,  # Target folder; replaced if it exists
+    path: Path | str,  # Target folder; one of ours is replaced
+    unmarked: bool = False,  # Replace a folder without a `manifest.json` too?
 ):
     "Yield a temporary folder that becomes `path` when the block succeeds"
-    path = Path(path)
+    path = Path(os.path.abspath(path))
+    if not unmarked:
+        _check_ours(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temp.mkdir()
@@ -84,6 +87,18 @@ def atomic_folder(
         _swap(temp, path)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+# %% ../../nbs/00_core/00_files.ipynb #41876609
+def _check_ours(path: Path):
+    "Refuse to replace a file, or a folder with files that we did not write"
+    if path.is_file():
+        raise FileExistsError(f"{path} is a file; give the name of a folder to write")
+    if path.is_dir() and not (path / "manifest.json").exists() and any(path.iterdir()):
+        some = ", ".join(sorted(f.name for f in path.iterdir())[:3])
+        raise FileExistsError(
+            f"{path} has no manifest.json, so it is not ours to replace; it holds {some}; "
+            "give the name of a new folder"
+        )
 
 # %% ../../nbs/00_core/00_files.ipynb #7458adf8
 def _swap(new: Path, target: Path):

@@ -12,7 +12,7 @@ import difflib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -37,7 +37,7 @@ class Protocol(Strict):
     min_item: int = Field(0, ge=0)  # Least interactions of an item
     ratios: list[float] = [8, 1, 1]  # Of the ratio split, per user
     valid: float = Field(0.1, gt=0, lt=1)  # Of the time split, share of rows
-    test: float = Field(0.2, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)  # valid and test together below 1
     min_history: int = Field(0, ge=0)  # Of the time split: least rows before the cut to be asked
     negatives: int | None = None  # Ranked against that many sampled items; None: all items
     seeds: list[int] = [0]  # Seeds of the split, where it is random
@@ -46,7 +46,7 @@ class Protocol(Strict):
 class Evaluate(Strict):
     "How a ranking is judged"
 
-    ks: list[int] = [5, 10, 20]
+    ks: list[Annotated[int, Field(ge=1)]] = [5, 10, 20]
     bootstrap: int = Field(2000, ge=100)  # Resamples behind each interval
     block: int = Field(1024, ge=1)  # Users scored at once
 

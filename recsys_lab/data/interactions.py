@@ -215,7 +215,7 @@ def summary(
     if self.has_time and len(self):
         first, last = (pd.Timestamp(int(t), unit="s") for t in (self.time.min(), self.time.max()))
         out |= {"first day": str(first.date()), "last day": str(last.date())}
-    return out | {f"dropped: {k}": v for k, v in self.dropped.items()}
+    return out | {f"dropped: {k}": v for k, v in self.dropped.items() if v}
 
 
 @patch

@@ -516,7 +516,7 @@ def fetch_source(
         return "there already"
     for name, place in _places(source).items():
         try:
-            with atomic_folder(folder) as temp:
+            with atomic_folder(folder, unmarked=True) as temp:
                 place(source, temp)
                 if wrong := faults(source, temp):
                     raise FetchError("; ".join(wrong))

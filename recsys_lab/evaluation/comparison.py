@@ -20,13 +20,16 @@ from .intervals import bootstrap, exact_mean, resampled_means
 # %% ../../nbs/20_evaluation/03_comparison.ipynb #7cf1937b
 def _frames(tables: dict, metric: str) -> dict:
     "Per-user frames, of one protocol, that have the metric"
+    if not isinstance(tables, dict) or not tables:
+        raise ValueError(f"give {{name: evaluate(model, split)}} with at least one, got {tables!r}")
     judged = {n: t for n, t in tables.items() if isinstance(t, Evaluation)}
     kinds = {n: t.info.get("protocol", "full") for n, t in judged.items()}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"tables come from different protocols, which cannot be compared: {kinds}")
     frames = {name: t.users if name in judged else t for name, t in tables.items()}
-    if missing := [name for name, f in frames.items() if metric not in f or "user_id" not in f]:
-        raise ValueError(f"metric {metric!r} or user_id is no column of {missing}")
+    for name, frame in frames.items():
+        if lacking := {metric, "user_id"} - set(frame):
+            raise ValueError(f"{name!r} has no column {sorted(lacking)}; it has {list(frame)}")
     return frames
 
 # %% ../../nbs/20_evaluation/03_comparison.ipynb #94135cc0

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ..core.display import table_html
 from ..core.files import atomic_write, read_json, write_json
 from ..data.interactions import Histories, Interactions
-from ..data.split import Split
+from ..data.split import LeakError, Split
 from .beyond import beyond_table
 from .intervals import bootstrap, exact_mean
 from .metrics import METRICS, hits_of, metric_table, parse_metric
@@ -110,9 +110,24 @@ def _allowed(task: Task, split: Split, negatives, seed: int):
 
 
 def _cost(score_seconds: float, seconds: float, n: int) -> dict:
-    "Where the time went"
+    "Where the time went; most of the ranking is done while the next users are scored"
     rest = seconds - score_seconds
-    return {"score_seconds": score_seconds, "rank_seconds": rest, "users_per_second": n / seconds}
+    return {"score_seconds": score_seconds, "rest_seconds": rest, "users_per_second": n / seconds}
+
+# %% ../../nbs/20_evaluation/02_evaluate.ipynb #6199c272
+def _check_request(model, split, part: str, ks):
+    "Refuse what is no split, cut-offs that are none, and a model that knows too much"
+    if not isinstance(split, Split):
+        kind = type(split).__name__
+        raise TypeError(f"split must be a Split, got {kind}; cut it first: split_time(data)")
+    if not np.ndim(ks) == 1 or not len(ks) or min(ks) < 1:
+        raise ValueError(f"ks must be a list of cut-off ranks of at least 1, got {ks!r}")
+    known = getattr(getattr(model, "histories", None), "items", ())
+    if len(known) > (rows := len(split.history(part))):
+        raise LeakError(
+            f"the model was fitted on {len(known):,} rows, but only {rows:,} lie before {part}: "
+            "fit it on split.train"
+        )
 
 # %% ../../nbs/20_evaluation/02_evaluate.ipynb #5ca0a3ea
 def add_beyond(
@@ -133,7 +148,7 @@ def add_beyond(
 
 # %% ../../nbs/20_evaluation/02_evaluate.ipynb #e4f4e48a
 def evaluate(
-    model,  # Anything with `score(users=, histories=)` that returns (n, n_items)
+    model,  # Anything with `score(users=, histories=)`: a new array (n, n_items) at each call
     split: Split,  # History, seen and truth come from here
     *,
     part: str = "test",  # valid or test
@@ -145,6 +160,7 @@ def evaluate(
     features=None,  # Genres or other item vectors, shape (n_items, d), for diversity and calibration
 ) -> Evaluation:  # One row a user with something to find, by user code
     "Rank for every user of `part` and judge the lists"
+    _check_request(model, split, part, ks)
     start, history = time.perf_counter(), split.history(part)
     task = ranking_task(history, split.view(part), split.seen(part) if exclude_seen else None)
     allowed, protocol = _allowed(task, split, negatives, seed)

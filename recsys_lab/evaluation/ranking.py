@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import scipy.sparse as sp
@@ -68,14 +69,14 @@ def ranking_task(
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #908a65f7
 def _blocks(n: int, n_items: int, block: int):
-    "Slices of users; a block holds at most 2^25 scores, 128 MB as float32, and two are in memory"
+    "Slices of users; a block holds at most 2^25 scores, 128 MB as float32; two are in memory"
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     size = max(1, min(block, 2**25 // max(n_items, 1)))
-    return (slice(a, min(a + size, n)) for a in range(0, n, size))
+    return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 
-def _scored(score, codes: np.ndarray, n_items: int) -> tuple[np.ndarray, float]:
+def _scored(score, codes: np.ndarray, n_items: int, last) -> tuple[np.ndarray, float]:
     "Scores of users as an array, whatever device they come from, and the seconds they took"
     start = time.perf_counter()
     scores = score(codes)
@@ -84,6 +85,8 @@ def _scored(score, codes: np.ndarray, n_items: int) -> tuple[np.ndarray, float]:
     scores, shape = np.asarray(scores), (len(codes), n_items)
     if scores.shape != shape:
         raise ValueError(f"score returned shape {scores.shape}, (users, items) is {shape}")
+    if last is not None and scores.flags.writeable and np.may_share_memory(scores, last):
+        raise ValueError("score must return a new array for each block, such as scores.copy()")
     return scores, time.perf_counter() - start
 
 
@@ -95,20 +98,29 @@ def _only(scores: np.ndarray, allowed: sp.csr_matrix) -> np.ndarray:
     return out
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #2ca822c2
+_limiting = Lock()  # the limit is the whole process's: one call sets it and puts it back
+
+
 @lru_cache(maxsize=1)
 def _matrix_libraries() -> ThreadpoolController:
-    "The matrix libraries that are loaded; finding them takes milliseconds"
+    "numpy's matrix library; finding it takes milliseconds"
     return ThreadpoolController()
 
 
 @contextmanager
-def _half_of_the_cores():
-    "Matrix products on at most half of the cores"
+def _half_of_the_cores(wanted: bool):
+    "numpy's matrix products on at most half of the cores, unless another call has seen to it"
+    if not wanted or not _limiting.acquire(blocking=False):
+        yield
+        return
     found = _matrix_libraries()
     used = [x.num_threads for x in found.lib_controllers if x.user_api == "blas"]
     half = min([max(1, config.NUMBA_NUM_THREADS // 2), *used])
-    with found.limit(limits=half, user_api="blas"):
-        yield
+    try:
+        with found.limit(limits=half, user_api="blas"):
+            yield
+    finally:
+        _limiting.release()
 
 # %% ../../nbs/20_evaluation/01_ranking.ipynb #b531b700
 def rank(
@@ -119,11 +131,11 @@ def rank(
     allowed: sp.csr_matrix | None = None,  # Rank only these items, (len(task), n_items); None: all
 ) -> tuple[np.ndarray, float]:  # Item codes (len(task), k), -1: none left; seconds spent in `score`
     "The best `k` items of every user of a task"
-    n_items, seconds, ranked = task.truth.shape[1], 0.0, None
-    top = np.empty((len(task), k), np.int32)
-    with ThreadPoolExecutor(1) as other, _half_of_the_cores():
-        for rows in _blocks(len(task), n_items, block):
-            scores, took = _scored(score, task.codes[rows], n_items)
+    n_items, seconds, ranked, scores = task.truth.shape[1], 0.0, None, None
+    top, blocks = np.empty((len(task), k), np.int32), _blocks(len(task), n_items, block)
+    with ThreadPoolExecutor(1) as other, _half_of_the_cores(len(blocks) > 1):
+        for rows in blocks:
+            scores, took = _scored(score, task.codes[rows], n_items, scores)
             seconds += took
             if ranked:
                 ranked.result()

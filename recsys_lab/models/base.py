@@ -316,6 +316,8 @@ class Recommendations(Table):
         "How many, and for whom"
         one = f"user {people[0]}" if self.asked == "user" else f"the given {self.asked}"
         many = f"{len(people):,} {self.asked.replace('history', 'historie')}s"
+        if self.asked == "user" and "user_id" not in self:
+            return f"{len(self):,} items"
         cut = ", the first 200 shown" if len(self) > 200 else ""
         return f"{len(self):,} items for {one if len(people) == 1 else many}{cut}"
 
@@ -385,7 +387,9 @@ def similar_items(
     _check_k(k)
     code = int(id_codes(self.item_ids, [item])[0])
     if code < 0:
-        raise KeyError(f"item {item!r} was not in the training data")
+        raise KeyError(
+            f"item {item!r} was not in the training data; its ids look like {self.item_ids[0]!r}"
+        )
     if not hasattr(self, "_item_similarity"):
         raise Unsupported(f"{type(self).__name__} has no notion of similar items")
     scores = np.asarray(self._item_similarity(code), dtype=np.float32).reshape(1, -1).copy()

@@ -9,11 +9,23 @@ __all__ = ['model_class', 'make_model', 'check_models']
 
 # %% ../../nbs/40_models/99_registry.ipynb #5d4d5b5e
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 
 import recsys_lab.models
 from ..core.params import ParamsError, did_you_mean, params
 from .base import Recommender
+
+# %% ../../nbs/40_models/99_registry.ipynb #51880b84
+def _check_arguments(where: str, given: dict, kind: type):
+    "Refuse an argument that a model does not take, with the nearest that it does"
+    takes = signature(kind).parameters.values()
+    known = [p.name for p in takes if p.kind is not p.VAR_KEYWORD]
+    if len(known) < len(takes):
+        known += import_module("recsys_lab.models.neural").OPTIONS
+    for name in given:
+        if name not in known:
+            raise ParamsError(f"{where}: no argument {name!r}; {did_you_mean(name, known)}")
 
 # %% ../../nbs/40_models/99_registry.ipynb #972df5e0
 def model_class(
@@ -30,7 +42,7 @@ def model_class(
             return value
     raise ParamsError(f"recsys_lab.models.{name} has no class named {name!r}, case aside")
 
-
+# %% ../../nbs/40_models/99_registry.ipynb #f5e5be95
 def make_model(
     key: str,  # Section of `model:` in params.yaml
     protocol: str | None = None,  # Use what was tuned for this protocol, where something was
@@ -38,15 +50,16 @@ def make_model(
 ) -> Recommender:  # Not fitted
     "A model with the arguments of its section"
     tuned = params().tuned.get(protocol, {}).get(key, {})
-    given = {**params(f"model.{key}"), **tuned, **override}
+    given, kind = {**params(f"model.{key}"), **tuned, **override}, model_class(key)
+    _check_arguments(f"model.{key}", given, kind)
     try:
-        return model_class(key)(**given)
+        return kind(**given)
     except (TypeError, ValueError) as e:
         raise ParamsError(f"model.{key}: {e}") from None
 
 # %% ../../nbs/40_models/99_registry.ipynb #cd0160ab
 def _check_section(section: str, lists: dict, protocols, models):
-    "Refuse a protocol or a model that is not in `params.yaml`"
+    "Refuse a protocol, a model or a module that does not exist"
     for protocol, keys in lists.items():
         place = f"{section}.{protocol}"
         if protocol not in protocols:
@@ -54,8 +67,11 @@ def _check_section(section: str, lists: dict, protocols, models):
         for key in keys:
             if key not in models:
                 raise ParamsError(f"{place}: no model {key!r}; {did_you_mean(key, models)}")
+            module = keys[key] if section in ("run", "benchmark") else None
+            if module not in (None, key.partition("-")[0]):
+                raise ParamsError(f"{place}.{key}: its module is {key.partition('-')[0]}")
 
-
+# %% ../../nbs/40_models/99_registry.ipynb #376689d6
 def check_models() -> dict[str, Recommender]:  # Key -> model, not fitted
     "Make every model of `params.yaml`; raise `ParamsError` for the first that cannot be made"
     p = params()
@@ -65,4 +81,6 @@ def check_models() -> dict[str, Recommender]:  # Key -> model, not fitted
     for protocol, keys in p.tuned.items():
         for key in keys:
             make_model(key, protocol)
+    for key, space in p.search.items():
+        _check_arguments(f"search.{key}", space, model_class(key))
     return models

@@ -78,12 +78,12 @@ def tune_protocol(
     "Search the models of a protocol on its validation rows"
     split, tables = load_protocol(protocol), []
     for key in keys or list(params(f"run.{protocol}")):
-        space = params().search.get(key, {})
-        best = {}
-        if space:
-            found = tune(partial(make_model, key), space, split, trials)
-            best = best_values(found, space, f"{key} on {protocol}")
-            tables.append(found.assign(model=key))
+        space, now = params().search.get(key), params().tuned.get(protocol, {}).get(key, {})
+        if not space:
+            continue
+        found = tune(partial(make_model, key, protocol), space, split, trials)
+        best = best_values(found, space, f"{key} on {protocol}")
+        tables.append(found.assign(model=key))
         if write:
-            write_tuned(protocol, key, best)
+            write_tuned(protocol, key, {**now, **best})
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

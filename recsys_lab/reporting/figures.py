@@ -385,10 +385,13 @@ def speed_figure(
     table: pd.DataFrame,  # Rows of `reports/speed.csv`
     title: str = "How many times as fast as the peer",
 ) -> go.Figure:
-    "A dot a task and peer, its last row; times to a mark of quality stay in the table"
+    "A dot a task, peer and machine; times to a mark of quality stay in the table"
     t = _need(table, ["task", "peer", "ratio", "ours_s", "peer_s"], "speed_figure")
-    t["task"] = t.task.str.replace(r" \(.*", "", regex=True) + " · " + t.peer.str.split().str[0]
-    t = t[~t.task.str.contains(": ")].drop_duplicates("task", keep="last")
+    t = t[~t.task.str.contains(": ")]
+    peer = t.peer.str.extract(r"^([^ ,]*)")[0]
+    t["task"] = t.task.str.replace(r" \(.*", "", regex=True) + " · " + peer
+    if "hardware" in t and t.hardware.nunique() > 1:
+        t["task"] += " · " + t.hardware
     t = t.sort_values("ratio", ignore_index=True)
     fig = go.Figure(_ratio_dots(t))
     note = "Right of the line ours is faster"

@@ -66,7 +66,7 @@ def _value(make: Callable, given: dict, split: Split, validator: Validator) -> f
     model = make(**given).fit(split.train, valid=split.valid)
     return validator(lambda codes: model.score(users=codes, histories=validator.history_of(codes)))
 
-
+# %% ../../nbs/30_training/06_tune.ipynb #63244648
 def tune(
     make: Callable,  # Called with arguments to try, gives an unfitted model
     space: dict,  # As `suggest` reads it
@@ -76,6 +76,8 @@ def tune(
     seed: int = 0,
 ) -> pd.DataFrame:  # One row a trial: trial, value, error, and one column an argument; best first
     "Search the arguments of a model on validation rows"
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=-(-trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
