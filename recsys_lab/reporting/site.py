@@ -19,13 +19,15 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 
 from ..core.display import escape
 from ..core.files import atomic_write, root, sha256
 from .front import Facts, front, gather
-from .render import markdown, polish, render_notebook, run_library
+from .render import LibraryRunner, markdown, polish, render_notebook
 from .shell import page, plotly_js
 from .static import static_figure
 from .studies import commit, machine, versions
@@ -118,6 +120,7 @@ def _study_item(p: dict) -> str:
     return f'<li><a href="{escape(p["href"])}">{escape(name)}</a>{failed}<small>{escape(facts)}</small></li>'
 
 # %% ../../nbs/80_reporting/04_site.ipynb #43db1c6e
+@cache
 def _imported(source: str, package: tuple = ()) -> set[tuple]:
     "Modules of ours that a source imports, as tuples of names; `package` holds the source itself"
     found = set()
@@ -189,16 +192,16 @@ def page_name(
     return "about.html" if stem == "index" else f"{stem}.html"
 
 # %% ../../nbs/80_reporting/04_site.ipynb #fd89c65d
-_LEFT = ("data", "artifacts", "reports", "runs", "build", "_docs", "_proc", "__pycache__")
+_LEFT = ("data", "artifacts", "reports", "runs", "build", "_docs", "_proc")
 
 
 def _copy(top: Path, to: Path) -> Path:
-    "A copy of the project that shares its data"
+    "A copy of the project that shares its data; what Python and Numba compiled comes along"
     for entry in top.iterdir():
         if entry.name.startswith(".") or entry.name in _LEFT or entry.name.endswith(".egg-info"):
             continue
         if entry.is_dir():
-            shutil.copytree(entry, to / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(entry, to / entry.name)
         else:
             shutil.copy2(entry, to / entry.name)
     if (top / "data").exists():
@@ -228,17 +231,33 @@ def execute_library(
         return {}
     with tempfile.TemporaryDirectory(prefix="recsys_lab-") as temp:
         copy = _copy(top, Path(temp))
-
-        def run(n):
-            failed = run_library(copy / n, copy)
-            _keep(copy / n, _executed(top, n), keys[n], failed)
-            return failed
-
-        with ThreadPoolExecutor(workers) as pool:
-            told = dict(zip(todo, pool.map(run, todo), strict=True))
+        told = dict(zip(todo, _run_all(copy, todo, workers), strict=True))
+        for n in todo:
+            _keep(copy / n, _executed(top, n), keys[n], told[n])
     return {n: why for n, why in told.items() if why}
 
+# %% ../../nbs/80_reporting/04_site.ipynb #8fc22cd0
+def _run_all(copy: Path, notebooks: list[Path], workers: int) -> list[str]:
+    "What each notebook said, as `LibraryRunner.run` says it"
+    runners = [LibraryRunner(copy) for _ in range(workers)]
+    free = SimpleQueue()
+    for runner in runners:
+        free.put(runner)
 
+    def run(n):
+        runner = free.get()
+        try:
+            return runner.run(copy / n)
+        finally:
+            free.put(runner)
+
+    with ThreadPoolExecutor(workers) as pool:
+        told = list(pool.map(run, notebooks))
+    for runner in runners:
+        runner.close()
+    return told
+
+# %% ../../nbs/80_reporting/04_site.ipynb #72445039
 def _keep(done: Path, target: Path, key: str, failed: str):
     "Keep an executed copy; one that failed is run again next time"
     nb = json.loads(done.read_text())
@@ -246,22 +265,25 @@ def _keep(done: Path, target: Path, key: str, failed: str):
     atomic_write(target, json.dumps(nb))
 
 # %% ../../nbs/80_reporting/04_site.ipynb #024f4613
+def _library_page(n: Path, top: Path, out: Path, facts: dict) -> dict:
+    "Write the page of one library notebook"
+    kept = _executed(top, n)
+    source = kept if kept.exists() else top / n
+    nb = json.loads(source.read_text())
+    failed = nb["metadata"].get("failed", "")
+    href, (title, point) = page_name(n), _title(nb)
+    nav, js = _nav(1, "Library"), "../plotly.min.js"
+    render_notebook(source, out / "lib" / href, "", nav, facts, js, failed=failed)
+    return {"chapter": n.parent.name, "href": href, "title": title, "point": point}
+
+# %% ../../nbs/80_reporting/04_site.ipynb #f4745cea
 def library_pages(
     top: Path,
     out: Path,
     facts: dict,  # Provenance
 ) -> list[dict]:  # One a page: chapter, href, title, point
     "A page for every library notebook, and their index"
-    done = []
-    for n in library(top):
-        kept = _executed(top, n)
-        source = kept if kept.exists() else top / n
-        nb = json.loads(source.read_text())
-        failed = nb["metadata"].get("failed", "")
-        href, (title, point) = page_name(n), _title(nb)
-        nav, js = _nav(1, "Library"), "../plotly.min.js"
-        render_notebook(source, out / "lib" / href, "", nav, facts, js, failed=failed)
-        done.append({"chapter": n.parent.name, "href": href, "title": title, "point": point})
+    done = [_library_page(n, top, out, facts) for n in library(top)]
     body = library_index(done)
     atomic_write(
         out / "lib" / "index.html", page("Library", body, _nav(1, "Library"), footer=facts)

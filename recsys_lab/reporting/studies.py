@@ -23,6 +23,10 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+# %% ../../nbs/80_reporting/02_studies.ipynb #2aa151a8
+sys.modules.setdefault("rfc3987_syntax", None)
+
+# %% ../../nbs/80_reporting/02_studies.ipynb #1b7e0624
 import nbformat
 import papermill as pm
 from jupyter_client.manager import AsyncKernelManager
@@ -299,5 +303,6 @@ def _execute(notebook: Path, out: Path, given: dict):
         progress_bar=False,
         cwd=root(),
         kernel_manager_class=StudyKernel,
+        shutdown_kernel="immediate",  # all files are written by then; a polite end takes a second
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
