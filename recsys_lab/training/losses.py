@@ -90,8 +90,8 @@ def sampled_softmax(
     | None = None,  # Log of each item's drawing probability, shape (n_items,); None: uniform
 ) -> Tensor:  # Mean over rows
     "Softmax over the target and drawn items, corrected for how they were drawn"
-    positive = (h * W[target]).sum(1, keepdim=True)
-    drawn = h @ W[negatives].T
+    positive = (h * F.embedding(target, W)).sum(1, keepdim=True)  # W[target] adds up its gradient
+    drawn = h @ F.embedding(negatives, W).T  # in the order in which threads arrive
     each = -math.log(len(W)) if log_q is None else log_q[negatives]
     drawn = drawn - (each + math.log(len(negatives)))
     drawn = drawn.masked_fill(negatives.unsqueeze(0) == target.unsqueeze(1), -torch.inf)
