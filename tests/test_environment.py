@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
@@ -203,6 +204,21 @@ def test_set_up_names_what_is_missing(tmp_path):
     done = subprocess.run([ROOT / ".ci/setup"], env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "venv" in done.stderr and "apt-get install -y python3-venv" in done.stderr
+
+
+def test_set_up_names_a_library_that_cannot_be_loaded(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\ncase "$*" in *libgomp.so.1*) exit 1;; esac\nexit 0\n')
+    fake.chmod(0o755)
+    env = {"PYTHON": str(fake), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    done = subprocess.run([ROOT / ".ci/setup"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "apt-get install -y libgomp1" in done.stderr
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/setup", "Makefile"])
+def test_no_script_pipes_into_a_reader_that_stops_early(script):
+    "Under pipefail the writer's SIGPIPE makes `... | grep -q` fail now and then, though the line was found"
+    assert not re.search(r"\|\s*(grep\s+-\w*[qm]|head\b)", (ROOT / script).read_text())
 
 
 def test_set_up_refuses_an_old_python(tmp_path):
