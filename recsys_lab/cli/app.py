@@ -201,7 +201,7 @@ def tune(
     from recsys_lab.core.params import params
     from recsys_lab.models.tuning import tune_protocol
 
-    _known([protocol], params("run"), "leaderboard for protocol")
+    _known([protocol], params("run") | params("benchmark"), "leaderboard for protocol")
     _known(models or [], params("model"), "model")
     typer.echo(tune_protocol(protocol, models or None, trials, write).to_string(index=False))
 
