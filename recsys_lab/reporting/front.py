@@ -7,7 +7,8 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/front.html.md"""
 # %% auto #0
 __all__ = ['SUMMARY_KEYS', 'COST_NAMES', 'OTHERS', 'LIMITS', 'WORDS', 'Facts', 'gather', 'check_summary', 'default_decision',
            'decision_section', 'cost_columns', 'leaderboard_section', 'tradeoff_section', 'curves_section',
-           'recommendation_section', 'reference_section', 'speed_section', 'limits_section', 'front']
+           'recommendation_section', 'recorded_board', 'gap_table', 'benchmark_section', 'reference_section',
+           'speed_section', 'limits_section', 'front']
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #848f2999
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.display import Html, escape, interval, number
+from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
 from recsys_lab.reporting.figures import (
     curves_figure,
@@ -69,6 +70,7 @@ class Facts:
     curves: dict = field(default_factory=dict)  # protocol -> model -> rows by epoch
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -104,6 +106,8 @@ def gather(
         facts.boards[protocol] = long_board(plain)
         kinds[protocol] = next(iter(models.values())).get("info", {}).get("protocol", "full")
     facts.sampled = {p: kind for p, kind in kinds.items() if kind != "full"}
+    files = sorted((top / "reports" / "boards").glob("*/board.csv"))
+    facts.gaps = {f.parent.name: pd.read_csv(f) for f in files}
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
@@ -295,6 +299,43 @@ def recommendation_section(facts: Facts) -> str:
     users = "".join(_user(r) for r in facts.summary.get("recommendations", []))
     return f'<h2>What people would see</h2><div class="rl-users">{users}</div>' if users else ""
 
+# %% ../../nbs/80_reporting/03a_front.ipynb #4666c8b1
+def recorded_board(
+    benchmark: pd.DataFrame,  # Rows of one protocol in reports/benchmark.csv
+) -> tuple[pd.DataFrame, dict]:  # As `long_board` returns, over the mean of the seeds; cost columns
+    "A leaderboard from recorded rows"
+    rows = benchmark.assign(variant=benchmark.variant.fillna(""))
+    rows["model"] = [f"{m}-{v}" if v else m for m, v in zip(rows.model, rows.variant, strict=True)]
+    wanted = {"value": "mean", "low": "mean", "high": "mean", "n": "first"}
+    board = rows.groupby(["model", "metric"], as_index=False, sort=False).agg(wanted)
+    cost = rows.groupby("model")[["seconds", "peak_mb"]].mean()
+    return board, {"train (s)": cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
+
+
+def gap_table(
+    board: pd.DataFrame,  # `board.csv` of the leaderboard study
+) -> Html:
+    "Each model's paired difference to the best"
+    rows = board[board.gap.notna()]
+    gap = [interval(*x) for x in zip(rows.gap, rows.gap_low, rows.gap_high, strict=True)]
+    shown = {"model": rows.model, "difference to the best": gap, "p": rows.p_holm.round(4)}
+    best, metric = board.model.iloc[0], board.metric.iloc[0]
+    return table_html(
+        pd.DataFrame(shown), f"{metric} less that of {best}, paired over users; p after Holm's correction"
+    )
+
+# %% ../../nbs/80_reporting/03a_front.ipynb #91b6fd38
+def benchmark_section(facts: Facts) -> str:
+    "Leaderboards of the full benchmark, where at least two models are recorded"
+    out, b = [], facts.benchmark
+    for protocol in sorted(set(b.get("protocol", ())) - set(facts.boards)):
+        board, cost = recorded_board(b[b.protocol == protocol])
+        if board.model.nunique() > 1 and facts.metric in set(board.metric):
+            out.append(leaderboard_table(board, facts.metric, OTHERS, cost, protocol))
+        if protocol in facts.gaps:
+            out.append(gap_table(facts.gaps[protocol]))
+    return f"<h2>The full benchmark</h2>{''.join(out)}" if out else ""
+
 # %% ../../nbs/80_reporting/03a_front.ipynb #fac9182f
 def reference_section(facts: Facts) -> str:
     "Our numbers beside published ones"
@@ -344,7 +385,7 @@ def limits_section(facts: Facts) -> str:
         f'<h2>Words</h2><dl class="rl-words">{words}</dl>'
     )
 
-
+# %% ../../nbs/80_reporting/03a_front.ipynb #dbd5c44c
 def front(
     facts: Facts,
     draw: Callable = figure_html,  # How a figure becomes markup
@@ -357,6 +398,7 @@ def front(
         + curves_section(facts, draw)
         + recommendation_section(facts)
         + reference_section(facts)
+        + benchmark_section(facts)
         + speed_section(facts, draw)
         + limits_section(facts)
     )
