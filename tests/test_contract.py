@@ -17,6 +17,10 @@ SMALL = {
     "ials": {"factors": 4, "epochs": 8},
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
     "lightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "xsimgcl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "gfcf": {"factors": 2},
+    "gfcf-bspm": {"factors": 2},
+    "hybrid": {"models": [{"model": "ease", "lam": 1.0}, {"model": "ials", "factors": 4}]},
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }

@@ -32,7 +32,7 @@ class XSimGCL(LightGCN):
         dim: int = 64,
         layers: int = 2,  # K
         reg: float = 1e-4,  # L2 on the first-layer vectors of a batch
-        contrast: float = 0.1,  # λ
+        contrast: float = 0.01,  # λ
         noise: float = 0.2,  # ε
         temperature: float = 0.2,  # τ
         view: int = 1,  # k*, the layer that is the second view
