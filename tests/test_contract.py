@@ -13,6 +13,7 @@ SMALL = {
     "popularity-7d": {},
     "popularity-decay": {},
     "itemknn": {},
+    "userknn": {},
     "ease": {},
     "ials": {"factors": 4, "epochs": 8},
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
