@@ -14,6 +14,8 @@ SMALL = {
     "popularity-decay": {},
     "itemknn": {},
     "userknn": {},
+    "content": {},
+    "content-bm25": {},
     "ease": {},
     "ials": {"factors": 4, "epochs": 8},
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},

@@ -19,6 +19,7 @@ from ruamel.yaml.comments import CommentedMap
 from ..core.files import atomic_write, root
 from ..core.params import check_params, params
 from ..data.protocols import load_protocol
+from ..data.sources import load_items
 from .registry import make_model
 from ..training.tune import tune
 
@@ -77,11 +78,12 @@ def tune_protocol(
 ) -> pd.DataFrame:  # Every trial of every model
     "Search the models of a protocol on its validation rows"
     split, tables = load_protocol(protocol), []
+    items = load_items(params(f"protocol.{protocol}").dataset)
     for key in keys or list(params(f"run.{protocol}")):
         space, now = params().search.get(key), params().tuned.get(protocol, {}).get(key, {})
         if not space:
             continue
-        found = tune(partial(make_model, key, protocol), space, split, trials)
+        found = tune(partial(make_model, key, protocol), space, split, trials, items=items)
         best = best_values(found, space, f"{key} on {protocol}")
         tables.append(found.assign(model=key))
         if write:
