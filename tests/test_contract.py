@@ -17,6 +17,7 @@ SMALL = {
     "content": {},
     "content-bm25": {},
     "ease": {},
+    "slim": {"l2": 1.0},
     "puresvd": {"factors": 2},
     "ials": {"factors": 4, "epochs": 8},
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
