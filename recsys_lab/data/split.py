@@ -334,7 +334,9 @@ def hold_out(
 ) -> Split:  # The same test rows, fewer training rows
     "Take validation rows out of the training rows"
     if len(split.valid) or split.kind == "time":
-        raise ValueError(f"the {split.kind} split has {len(split.valid)} validation rows of its own")
+        raise ValueError(
+            f"the {split.kind} split has {len(split.valid)} validation rows of its own"
+        )
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
     part, rows = split.part.copy(), np.flatnonzero(split.part == PARTS["train"])

@@ -48,6 +48,7 @@ class Recommender:
 
     by_history = True  # Does a score depend on the history alone?
     uses_order = False  # Does the order of the history matter?
+    needs_items = False  # Must `fit` be given the item table?
     counts_repeats = True  # False promises that a repeated row counts once
     _saved: tuple[str, ...] = ()  # Attributes that are the fitted model: arrays or sparse matrices
     _classes: dict[str, type] = {}
@@ -80,8 +81,13 @@ def config(
     }
 
 # %% ../../nbs/40_models/00_base.ipynb #cce6383c
-def _check_features(**tables):
-    "Refuse a table of features that cannot be matched by id"
+def _check_features(model: Recommender, **tables):
+    "Refuse a table of features that cannot be matched by id, and the lack of one that is needed"
+    if model.needs_items and tables["item"] is None:
+        raise Unsupported(
+            f"{type(model).__name__} recommends by what is known about the items; "
+            "give fit(train, items=...) a table with item_id and their features"
+        )
     for name, table in tables.items():
         if table is not None and f"{name}_id" not in getattr(table, "columns", ()):
             got = list(getattr(table, "columns", [type(table).__name__]))
@@ -113,7 +119,7 @@ def fit(
         )
     if not len(train):
         raise ValueError("train has 0 rows: nothing to learn from")
-    _check_features(item=items, user=users)
+    _check_features(self, item=items, user=users)
     self.user_ids, self.item_ids = train.user_ids, train.item_ids
     self.n_users, self.n_items = train.n_users, train.n_items
     self.histories = train.histories()

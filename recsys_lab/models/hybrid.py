@@ -24,7 +24,9 @@ def standardised(
     "Scores in deviations from their row's mean"
     S = S - S.mean(axis=1, keepdims=True)
     spread = S.std(axis=1, keepdims=True)
-    return np.divide(S, spread, out=np.zeros_like(S), where=spread > 1e-6 * np.abs(S).max(initial=0))
+    return np.divide(
+        S, spread, out=np.zeros_like(S), where=spread > 1e-6 * np.abs(S).max(initial=0)
+    )
 
 # %% ../../nbs/40_models/26_hybrid.ipynb #a2b8927b
 def member(
@@ -36,6 +38,16 @@ def member(
         return model_named(model)(**given)
     except TypeError as e:
         raise ValueError(f"member {model}: {e}") from None
+
+# %% ../../nbs/40_models/26_hybrid.ipynb #a3fcea77
+def _check_members(models: list, weights: list | None, handover: int | None):
+    "Refuse members, weights and a hand-over that do not go together"
+    if len(models) < 2 or len(weights or models) != len(models):
+        raise ValueError(f"give at least two models and a weight for each, got {models}, {weights}")
+    if handover is not None and (handover < 1 or len(models) != 2 or weights):
+        raise ValueError(
+            f"handover is a length of at least 1 between two models without weights, got {handover}"
+        )
 
 # %% ../../nbs/40_models/26_hybrid.ipynb #d5dd8437
 class Hybrid(Recommender):
@@ -50,14 +62,10 @@ class Hybrid(Recommender):
     ):
         models = [{"model": "ease"}, {"model": "ials"}] if models is None else models
         models = [dict(sorted(m.items())) for m in models]  # JSON gives them back in this order
-        if len(models) < 2 or len(weights or models) != len(models):
-            raise ValueError(f"give at least two models and a weight for each, got {models}, {weights}")
-        if handover is not None and (handover < 1 or len(models) != 2 or weights):
-            raise ValueError(
-                f"handover is a length of at least 1 between two models without weights, got {handover}"
-            )
+        _check_members(models, weights, handover)
         self.models, self.weights, self.handover = models, weights, handover
         self.metric, self.members = metric, [member(**given) for given in models]
+        self.needs_items = any(m.needs_items for m in self.members)
         self.counts_repeats = handover is not None or any(m.counts_repeats for m in self.members)
 
     by_history = False
@@ -130,7 +138,11 @@ def _score_histories(self: Hybrid, histories: Histories) -> np.ndarray:
 @patch
 def _item_similarity(self: Hybrid, code: int) -> np.ndarray:
     "Weighted standardised similarities of the members that have some"
-    able = [(m, w) for m, w in zip(self.members, self.chosen, strict=True) if hasattr(m, "_item_similarity")]
+    able = [
+        (m, w)
+        for m, w in zip(self.members, self.chosen, strict=True)
+        if hasattr(m, "_item_similarity")
+    ]
     if not able:
         raise Unsupported("no member has a notion of similar items")
     rows = [np.asarray(m._item_similarity(code), np.float32).reshape(1, -1) for m, _ in able]

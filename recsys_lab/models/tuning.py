@@ -19,6 +19,7 @@ from ruamel.yaml.comments import CommentedMap
 from ..core.files import atomic_write, root
 from ..core.params import check_params, params
 from ..data.protocols import load_protocol
+from ..data.sources import load_items
 from ..data.split import hold_out
 from .registry import make_model, models_of
 from ..training.tune import tune
@@ -79,11 +80,12 @@ def tune_protocol(
     "Search the models of a protocol on its validation rows, or on a tenth of its training rows"
     split, tables = load_protocol(protocol), []
     split = split if len(split.valid) else hold_out(split)
+    items = load_items(params(f"protocol.{protocol}").dataset)
     for key in keys or models_of(protocol):
         space, now = params().search.get(key), params().tuned.get(protocol, {}).get(key, {})
         if not space:
             continue
-        found = tune(partial(make_model, key, protocol), space, split, trials)
+        found = tune(partial(make_model, key, protocol), space, split, trials, items=items)
         best = best_values(found, space, f"{key} on {protocol}")
         tables.append(found.assign(model=key))
         if write:

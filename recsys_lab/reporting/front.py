@@ -321,7 +321,8 @@ def gap_table(
     shown = {"model": rows.model, "difference to the best": gap, "p": rows.p_holm.round(4)}
     best, metric = board.model.iloc[0], board.metric.iloc[0]
     return table_html(
-        pd.DataFrame(shown), f"{metric} less that of {best}, paired over users; p after Holm's correction"
+        pd.DataFrame(shown),
+        f"{metric} less that of {best}, paired over users; p after Holm's correction",
     )
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #91b6fd38

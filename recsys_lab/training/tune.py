@@ -61,9 +61,9 @@ def _as_it_stands(config: dict, space: dict) -> dict:
     return out
 
 # %% ../../nbs/30_training/06_tune.ipynb #bc632a07
-def _value(make: Callable, given: dict, split: Split, validator: Validator) -> float:
+def _value(fitted: Callable, given: dict, validator: Validator) -> float:
     "Validation metric of one setting"
-    model = make(**given).fit(split.train, valid=split.valid)
+    model = fitted(**given)
     return validator(lambda codes: model.score(users=codes, histories=validator.history_of(codes)))
 
 # %% ../../nbs/30_training/06_tune.ipynb #63244648
@@ -74,6 +74,7 @@ def tune(
     trials: int = 20,  # Models fitted, the first as it stands, as far as the space goes
     metric: str = "ndcg@10",
     seed: int = 0,
+    **tables,  # Further arguments of `fit`, such as `items`
 ) -> pd.DataFrame:  # One row a trial: trial, value, error, and one column an argument; best first
     "Search the arguments of a model on validation rows"
     if trials < 1:
@@ -84,22 +85,23 @@ def tune(
     model = make()
     now = getattr(model, "options", {}) | model.config()  # options left at their defaults too
     study.enqueue_trial(_as_it_stands(now, space), skip_if_exists=True)
+    fitted = lambda **given: make(**given).fit(split.train, valid=split.valid, **tables)
     validator, rows = Validator(split.history("valid"), split.valid, metric), []
     for number in progress(range(trials), "tuning", unit="trial"):
-        rows.append(_one(study, number, make, space, split, validator))
+        rows.append(_one(study, number, fitted, space, validator))
     return pd.DataFrame(rows).sort_values(
         "value", ascending=False, kind="stable", ignore_index=True
     )
 
 # %% ../../nbs/30_training/06_tune.ipynb #0bd94aeb
-def _one(study, number, make, space, split, validator) -> dict:
+def _one(study, number, fitted, space, validator) -> dict:
     "One trial as a row"
     trial = study.ask()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
         given = suggest(trial, space)
     try:
-        value, error = _value(make, given, split, validator), ""
+        value, error = _value(fitted, given, validator), ""
         study.tell(trial, value)
     except (ValueError, ArithmeticError) as e:
         value, error = float("nan"), str(e)
