@@ -148,7 +148,7 @@ def _item_similarity(self: Hybrid, code: int) -> np.ndarray:
     rows = [np.asarray(m._item_similarity(code), np.float32).reshape(1, -1) for m, _ in able]
     return sum(w * standardised(r)[0] for (_, w), r in zip(able, rows, strict=True))
 
-
+# %% ../../nbs/40_models/26_hybrid.ipynb #793a6030
 @patch
 def _state(self: Hybrid) -> dict[str, np.ndarray]:
     "The weights, and each member's arrays under its number"
