@@ -7,6 +7,7 @@ from recsys_lab.models.checker import check_recommender
 from recsys_lab.models.registry import make_model
 
 SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr": 0.01}
+MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -26,6 +27,8 @@ SMALL = {
     "gfcf": {"factors": 2},
     "gfcf-bspm": {"factors": 2},
     "hybrid": {"models": [{"model": "ease", "lam": 1.0}, {"model": "ials", "factors": 4}]},
+    "multvae": MULTVAE,
+    "multvae-dae": MULTVAE,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }
