@@ -78,7 +78,7 @@ def _fit(self: Hybrid, train, valid, items, users):
         one.fit(train, valid=valid, items=items, users=users)
     share = np.full(len(self.members), 1 / len(self.members))
     self.chosen = np.asarray(share if self.weights is None else self.weights, np.float32)
-    self.curve = None
+    self.tried = []  # Weights and their validation metric
     if self.weights is None and self.handover is None and valid is not None and len(valid):
         self._stack(Validator(train, valid, self.metric))
 
@@ -97,11 +97,11 @@ def simplex(
 @patch
 def _stack(self: Hybrid, validator: Validator):
     "Take the weights with the best validation metric"
-    best, grid, self.curve = -1.0, simplex(len(self.members)), []
+    best, grid = -1.0, simplex(len(self.members))
     for point in grid.astype(np.float32):
         score = lambda codes, w=point: self._blend(codes, validator.history_of(codes), w)
         value = validator(score)
-        self.curve.append({"weights": point.tolist(), self.metric: value})
+        self.tried.append({"weights": point.tolist(), self.metric: value})
         if value > best:
             best, self.chosen = value, point
 
