@@ -228,7 +228,7 @@ def record(
 
     rows = 0
     for run, n in record_runs(**_chosen(where, ("protocol", "model", "seed"))):
-        typer.echo(f"{run['protocol']:<16}{run['model']:<18}seed {run['seed']}  {n} rows")
+        typer.echo(f"{run['protocol']:<18}{run['model']:<18}seed {run['seed']}  {n} rows")
         rows += n
     if not rows:
         raise UsageError("no executed study matches; run `make repro` or `make full` first")
