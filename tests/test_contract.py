@@ -8,6 +8,7 @@ from recsys_lab.models.registry import make_model
 
 SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr": 0.01}
 MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
+NEUMF = {"dim": 8, "layers": [16, 8], "epochs": 40, "lr": 0.03, "batch_size": 256}
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -29,6 +30,9 @@ SMALL = {
     "hybrid": {"models": [{"model": "ease", "lam": 1.0}, {"model": "ials", "factors": 4}]},
     "multvae": MULTVAE,
     "multvae-dae": MULTVAE,
+    "neumf": NEUMF,
+    "neumf-gmf": NEUMF,
+    "neumf-mlp": NEUMF,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }
