@@ -18,6 +18,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -132,9 +133,19 @@ def die_with_parent(
     if sys.platform == "linux":
         _LIBC.prctl(1, int(sig), 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
 
-
+# %% ../../nbs/80_reporting/02_studies.ipynb #90aceea2
 class StudyKernel(AsyncKernelManager):
-    "A kernel that ends with the runner and keeps figures as data"
+    "A kernel that ends with the runner, keeps figures as data and opens no port"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._folder = tempfile.TemporaryDirectory(prefix="study-")
+        if os.name == "posix":  # a socket's path has at most 103 bytes
+            self.transport, self.ip = "ipc", f"{self._folder.name}/socket"
+
+    def cleanup_ipc_files(self):
+        super().cleanup_ipc_files()
+        self._folder.cleanup()
 
     async def _async_launch_kernel(self, kernel_cmd, **kw):
         kw["env"] = {**os.environ, **kw.get("env", {}), **quiet_env()}
