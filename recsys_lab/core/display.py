@@ -237,8 +237,8 @@ class Table(pd.DataFrame):
         return type(self)
 
     def drawn(self) -> tuple:  # Columns as `table_html` takes them, and a caption
-        "What is shown; subclasses choose"
-        raise NotImplementedError
+        "What is shown: all columns, unless a subclass chooses"
+        return {str(name): self[name] for name in self.columns}, f"{len(self):,} rows"
 
     def _repr_html_(self) -> str:
         index, names = self.index, list(self.columns)

@@ -31,6 +31,7 @@ from recsys_lab.core.files import (
     write_manifest,
 )
 from ..core.params import did_you_mean
+from ..core.settings import Setting, check_settings
 from ..data.interactions import Histories, Interactions, id_codes
 from ..evaluation.metrics import topk
 
@@ -51,6 +52,7 @@ class Recommender:
     needs_items = False  # Must `fit` be given the item table?
     counts_repeats = True  # False promises that a repeated row counts once
     _saved: tuple[str, ...] = ()  # Attributes that are the fitted model: arrays or sparse matrices
+    _settings: dict[str, Setting] = {}  # What the constructor's arguments must be
     _classes: dict[str, type] = {}
 
     def __init_subclass__(cls, **kwargs):
@@ -79,6 +81,12 @@ def config(
         for p in given
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
+
+
+@patch
+def _check_settings(self: Recommender):
+    "Refuse an argument that breaks its rule; for the end of a constructor"
+    check_settings(self.config(), self._settings)
 
 # %% ../../nbs/40_models/00_base.ipynb #cce6383c
 def _check_features(model: Recommender, **tables):

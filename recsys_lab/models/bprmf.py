@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from numba import njit
 from torch import Tensor, nn
 
+from ..core.settings import COUNT, NOT_NEGATIVE
 from .factors import FactorRecommender
 from .neural import NeuralRecommender
 from ..training.batches import PairBatches
@@ -113,6 +114,8 @@ def rows_l2(
 class BPRMF(NeuralRecommender, FactorRecommender):
     "Matrix factorisation with the BPR loss"
 
+    _settings = {"dim": COUNT, "reg": NOT_NEGATIVE, "batch_size": COUNT}
+
     def __init__(
         self,
         dim: int = 64,
@@ -121,8 +124,6 @@ class BPRMF(NeuralRecommender, FactorRecommender):
         batch_size: int = 2048,
         **training,  # See `models.neural.OPTIONS`
     ):
-        if dim < 1 or reg < 0:
-            raise ValueError(f"dim must be at least 1 and reg not negative, got {dim} and {reg}")
         self.dim, self.reg, self.alpha, self.batch_size = dim, reg, alpha, batch_size
         self._set_options(training)
 

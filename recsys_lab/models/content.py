@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
 from ..core.params import did_you_mean
+from ..core.settings import NOT_NEGATIVE, UNIT, one_of
 from ..data.interactions import Histories
 from .base import Recommender, Unsupported
 
@@ -86,12 +87,21 @@ def bm25_vectors(
     return D
 
 # %% ../../nbs/40_models/18_content.ipynb #2e5d9d6c
+_RULES = {
+    "weighting": one_of("tfidf", "bm25"),
+    "tags": NOT_NEGATIVE,
+    "k1": NOT_NEGATIVE,
+    "b": UNIT,
+}
+
+# %% ../../nbs/40_models/18_content.ipynb #b5d4299e
 class Content(Recommender):
     "Sum of the similarities of descriptions between an item and the history"
 
     _saved = ("Q", "D")
     needs_items = True
     counts_repeats = False
+    _settings = _RULES
 
     def __init__(
         self,
@@ -101,14 +111,9 @@ class Content(Recommender):
         b: float = 0.75,  # Of BM25
         columns: list | None = None,  # Of the item table; None: text, tags and `year`
     ):
-        if weighting not in ("tfidf", "bm25"):
-            raise ValueError(f"weighting must be 'tfidf' or 'bm25', got {weighting!r}")
-        if min(tags, k1) < 0 or not 0 <= b <= 1:
-            raise ValueError(
-                f"tags and k1 must not be negative, b in [0, 1], got {tags}, {k1}, {b}"
-            )
         self.weighting, self.tags, self.k1, self.b = weighting, tags, k1, b
         self.columns = columns
+        self._check_settings()
 
 # %% ../../nbs/40_models/18_content.ipynb #c7ed497a
 @patch

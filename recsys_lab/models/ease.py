@@ -12,8 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from ..data.interactions import Histories
-from .base import Recommender
+from ..core.settings import POSITIVE
+from .weights import ItemWeights
 
 # %% ../../nbs/40_models/12_ease.ipynb #6097aaaf
 def gram(
@@ -41,19 +41,17 @@ def spd_inverse(
     return P
 
 # %% ../../nbs/40_models/12_ease.ipynb #8a13dd90
-class EASE(Recommender):
+class EASE(ItemWeights):
     "Item–item weights `B`, shape (n_items, n_items), zero diagonal"
 
-    _saved = ("B",)
-    counts_repeats = False
+    _settings = {"lam": POSITIVE}
 
     def __init__(
         self,
         lam: float = 200.0,  # L2 strength; larger shrinks towards popularity
     ):
-        if lam <= 0:
-            raise ValueError(f"lam must be positive, got {lam}")
         self.lam = lam
+        self._check_settings()
 
     def _fit(self, train, valid, items, users):
         G = gram(train.csr())
@@ -61,9 +59,3 @@ class EASE(Recommender):
         P = spd_inverse(G)
         self.B = (P / -np.diag(P)).astype(np.float32)
         np.fill_diagonal(self.B, 0)
-
-    def _score_histories(self, histories: Histories) -> np.ndarray:
-        return histories.csr(self.n_items) @ self.B
-
-    def _item_similarity(self, code: int) -> np.ndarray:
-        return self.B[code]

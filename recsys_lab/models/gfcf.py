@@ -16,6 +16,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from ..core.device import pick_device
+from ..core.settings import COUNT, NOT_NEGATIVE
 from ..data.interactions import Histories
 from .base import Recommender
 from .graph import as_torch
@@ -58,6 +59,7 @@ class GFCF(Recommender):
 
     _saved = ("N", "V", "degree")
     counts_repeats = False
+    _settings = {"factors": COUNT, "alpha": NOT_NEGATIVE, "sharpen": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -66,12 +68,8 @@ class GFCF(Recommender):
         sharpen: float = 0.0,  # T; 0: none
         seed: int = 0,
     ):
-        if factors < 1 or min(alpha, sharpen) < 0:
-            raise ValueError(
-                "factors must be at least 1, alpha and sharpen not negative, "
-                f"got {factors}, {alpha}, {sharpen}"
-            )
         self.factors, self.alpha, self.sharpen, self.seed = factors, alpha, sharpen, seed
+        self._check_settings()
 
 # %% ../../nbs/40_models/21_gfcf.ipynb #8a02628f
 @patch

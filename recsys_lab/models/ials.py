@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core.device import pick_device
 from ..core.progress import progress
+from ..core.settings import COUNT, POSITIVE
 from ..data.interactions import Histories
 from .factors import FactorRecommender, solve_rows, unique_histories
 
@@ -22,6 +23,7 @@ class IALS(FactorRecommender):
     "Implicit alternating least squares with frequency-scaled regularisation"
 
     counts_repeats = False
+    _settings = {"factors": COUNT, "alpha": POSITIVE, "reg": POSITIVE, "epochs": COUNT}
 
     def __init__(
         self,
@@ -31,14 +33,10 @@ class IALS(FactorRecommender):
         epochs: int = 16,  # Passes over users and items
         seed: int = 0,
     ):
-        if min(factors, epochs) < 1 or min(alpha, reg) <= 0:
-            raise ValueError(
-                "factors and epochs must be at least 1, alpha and reg positive, got "
-                f"{factors}, {epochs}, {alpha}, {reg}"
-            )
         self.factors, self.alpha, self.reg = factors, alpha, reg
         self.epochs, self.seed = epochs, seed
         self.fold_alpha, self.fold_reg = alpha, reg
+        self._check_settings()
 
 # %% ../../nbs/40_models/13_ials.ipynb #c00ed553
 @patch

@@ -12,6 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..core.settings import COUNT, NOT_NEGATIVE
 from ..data.interactions import Histories
 from .bprmf import pair_loss, rows_l2
 from .factors import FactorRecommender
@@ -23,6 +24,8 @@ from ..training.batches import PairBatches
 class LightGCN(NeuralRecommender, FactorRecommender):
     "Vectors smoothed over the user–item graph, trained with the BPR loss"
 
+    _settings = {"dim": COUNT, "layers": COUNT, "reg": NOT_NEGATIVE, "batch_size": COUNT}
+
     def __init__(
         self,
         dim: int = 64,
@@ -31,10 +34,6 @@ class LightGCN(NeuralRecommender, FactorRecommender):
         batch_size: int = 2048,
         **training,  # See `models.neural.OPTIONS`
     ):
-        if min(dim, layers) < 1 or reg < 0:
-            raise ValueError(
-                f"dim and layers must be at least 1, reg not negative, got {dim}, {layers}, {reg}"
-            )
         self.dim, self.layers, self.reg, self.batch_size = dim, layers, reg, batch_size
         self._set_options(training)
 

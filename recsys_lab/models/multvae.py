@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..core.settings import COUNT, NOT_NEGATIVE, SHARE, one_of
 from ..data.interactions import Histories
 from .base import cosine
 from .neural import NeuralRecommender
@@ -103,10 +104,16 @@ def rows_loss(
         return _RowsLoss.apply(h.to(W.dtype), W, b, items, offsets, block, half)
 
 # %% ../../nbs/40_models/22_multvae.ipynb #06a299ec
+_RULES = {name: COUNT for name in ("dim", "hidden", "anneal", "batch_size")}
+_RULES |= {"kind": one_of("vae", "dae"), "dropout": SHARE}
+_RULES |= {"beta": NOT_NEGATIVE, "noise": NOT_NEGATIVE}
+
+# %% ../../nbs/40_models/22_multvae.ipynb #d135840b
 class MultVAE(NeuralRecommender):
     "Autoencoder of what people took, with a multinomial likelihood"
 
     counts_repeats = False
+    _settings = _RULES
 
     def __init__(
         self,
@@ -117,29 +124,16 @@ class MultVAE(NeuralRecommender):
         beta: float = 0.2,  # Final weight of the KL part, for "vae"
         anneal: int = 2000,  # Batches until it is reached
         batch_size: int = 256,  # Users in one update
+        noise: float = 1.0,  # Of the code in training, in standard deviations
         half: bool = True,  # Scores of the loss in bfloat16?
         **training,  # See `models.neural.OPTIONS`
     ):
         self.kind, self.dim, self.hidden, self.dropout = kind, dim, hidden, dropout
-        self.beta, self.anneal, self.batch_size, self.half = beta, anneal, batch_size, half
-        self._check()
+        self.beta, self.anneal, self.noise = beta, anneal, noise
+        self.batch_size, self.half = batch_size, half
         self._set_options(training)
 
 # %% ../../nbs/40_models/22_multvae.ipynb #9ead2dcb
-@patch
-def _check(self: MultVAE):
-    "Refuse settings that cannot work"
-    if self.kind not in ("vae", "dae"):
-        raise ValueError(f"kind must be 'vae' or 'dae', got {self.kind!r}")
-    for name in ("dim", "hidden", "anneal", "batch_size"):
-        if getattr(self, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-    if not 0 <= self.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-    if self.beta < 0:
-        raise ValueError(f"beta must not be negative, got {self.beta!r}")
-
-
 @patch
 def _network(self: MultVAE, train) -> nn.Module:
     return Autoencoder(self.n_items, self.hidden, self.dim, self.kind)
@@ -157,7 +151,7 @@ def _loss(self: MultVAE, net: Autoencoder, batch) -> Tensor:
     z, kl = net.encode(*input_rows(items, offsets, self.dropout)), 0.0
     if self.kind == "vae":
         mean, log_var = z.float().chunk(2, dim=1)
-        z = mean + torch.randn_like(mean) * (log_var / 2).exp()
+        z = mean + self.noise * torch.randn_like(mean) * (log_var / 2).exp()
         net.batches += 1
         weight = self.beta * (net.batches / self.anneal).clamp_max(1).squeeze()
         kl = weight * kl_loss(mean, log_var)

@@ -10,6 +10,7 @@ __all__ = ['Popularity', 'weighted_counts']
 # %% ../../nbs/40_models/10_popularity.ipynb #41a8bd5d
 import numpy as np
 
+from ..core.settings import POSITIVE, or_none
 from ..data.interactions import Histories, Interactions
 from .base import Recommender
 
@@ -18,16 +19,15 @@ class Popularity(Recommender):
     "How often each item was taken: ever, lately, or with a half-life"
 
     _saved = ("weight",)
+    _settings = {"days": or_none(POSITIVE), "half_life": or_none(POSITIVE)}
 
     def __init__(
         self,
         days: float | None = None,  # Count only the last so many days; None: all time
         half_life: float | None = None,  # Halve a row's weight every so many days; None: no decay
     ):
-        for name, value in (("days", days), ("half_life", half_life)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
         self.days, self.half_life = days, half_life
+        self._check_settings()
 
     def _fit(self, train, valid, items, users):
         self.weight = weighted_counts(train, self.days, self.half_life)

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
+from ..core.settings import COUNT, NUMBER
 from ..data.interactions import Histories
 from .base import Recommender, cosine
 
@@ -40,6 +41,7 @@ class PureSVD(Recommender):
     "Histories laid onto the `d` strongest directions `V` of the training matrix, shape (n_items, d)"
 
     _saved = ("V",)
+    _settings = {"factors": COUNT, "scale": NUMBER}
     counts_repeats = False
 
     def __init__(
@@ -47,11 +49,8 @@ class PureSVD(Recommender):
         factors: int = 32,  # d
         scale: float = 1.0,  # s; 1: plain, smaller: popular items decide less
     ):
-        if factors < 1:
-            raise ValueError(f"factors must be at least 1, got {factors}")
-        if not np.isfinite(scale):
-            raise ValueError(f"scale must be a number, such as 1.0 for plain PureSVD, got {scale}")
         self.factors, self.scale = factors, scale
+        self._check_settings()
 
     def _fit(self, train, valid, items, users):
         X = train.csr()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
+from ..core.settings import COUNT, SHARE, one_of
 from ..data.interactions import Histories
 from .base import cosine
 from .factors import padded
@@ -69,10 +70,18 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #af2ab9aa
+_RULES = {
+    "loss": one_of("ce", "sampled"),
+    **{n: COUNT for n in "dim heads window blocks inner negatives targets".split()},
+    **{n: SHARE for n in ("dropout", "attention_dropout", "smoothing")},
+}
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #ad01b27c
 class SASRec(NeuralRecommender):
     "Self-attentive sequential recommendation"
 
     uses_order = True
+    _settings = _RULES
 
     def __init__(
         self,
@@ -92,21 +101,13 @@ class SASRec(NeuralRecommender):
         **training,  # See `models.neural.OPTIONS`
     ):
         store_attr(but="training")
-        self._check()
         self._set_options(training)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #cce85d47
 @patch
-def _check(self: SASRec):
-    "Refuse settings that cannot work"
-    if self.loss not in ("ce", "sampled"):
-        raise ValueError(f"loss must be 'ce' or 'sampled', got {self.loss!r}")
-    for name in ("dim", "heads", "window", "blocks", "inner", "negatives", "targets"):
-        if getattr(self, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-    for name in ("dropout", "attention_dropout", "smoothing"):
-        if not 0 <= getattr(self, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+def _check_settings(self: SASRec):
+    "Refuse settings that cannot work, alone or together"
+    NeuralRecommender._check_settings(self)
     if self.stride not in ("window", None, *range(1, self.window + 1)):
         raise ValueError(
             f"stride must be 'window', None or 1 to {self.window}, got {self.stride!r}"

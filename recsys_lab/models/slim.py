@@ -15,10 +15,10 @@ import scipy.sparse as sp
 from fastcore.basics import patch
 from numba import njit
 
-from ..data.interactions import Histories
+from ..core.settings import COUNT, NOT_NEGATIVE, POSITIVE, or_none
 from ..evaluation.metrics import threaded
-from .base import Recommender
 from .itemknn import neighbours as nearest
+from .weights import ItemWeights
 
 # %% ../../nbs/40_models/20_slim.ipynb #d40b25ec
 def weight_candidates(
@@ -155,11 +155,16 @@ def slim_weights(
     return B.T.tocsr()
 
 # %% ../../nbs/40_models/20_slim.ipynb #79de9e24
-class SLIM(Recommender):
+class SLIM(ItemWeights):
     "Sparse non-negative item–item weights `B`, shape (n_items, n_items), zero diagonal"
 
-    _saved = ("B",)
-    counts_repeats = False
+    _settings = {
+        "l1": NOT_NEGATIVE,
+        "l2": NOT_NEGATIVE,
+        "neighbours": or_none(COUNT),
+        "tol": POSITIVE,
+        "sweeps": COUNT,
+    }
 
     def __init__(
         self,
@@ -169,13 +174,10 @@ class SLIM(Recommender):
         tol: float = 1e-3,  # Settled when no weight moves by more, relative to the largest
         sweeps: int = 200,  # At most
     ):
-        if min(l1, l2) < 0 or max(l1, l2) <= 0:
-            raise ValueError(f"l1 and l2 must not be negative, nor both 0, got {l1} and {l2}")
-        if neighbours is not None and neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, or None for all, got {neighbours}")
-        if tol <= 0 or sweeps < 1:
-            raise ValueError(f"tol must be positive, sweeps at least 1, got {tol} and {sweeps}")
         self.l1, self.l2, self.neighbours, self.tol, self.sweeps = l1, l2, neighbours, tol, sweeps
+        self._check_settings()
+        if not l1 and not l2:
+            raise ValueError("l1 and l2 are both 0: nothing keeps the weights finite")
 
 # %% ../../nbs/40_models/20_slim.ipynb #dcb89bfb
 @patch
@@ -186,13 +188,3 @@ def _fit(self: SLIM, train, valid, items, users):
     S = None if self.neighbours is None else nearest(X, self.neighbours, 0.0)
     C = weight_candidates(G, self.l1, S)
     self.B = slim_weights(G, C, self.l1, self.l2, self.tol, self.sweeps)
-
-
-@patch
-def _score_histories(self: SLIM, histories: Histories) -> np.ndarray:
-    return (histories.csr(self.n_items) @ self.B).toarray()
-
-
-@patch
-def _item_similarity(self: SLIM, code: int) -> np.ndarray:
-    return self.B[[code]].toarray()

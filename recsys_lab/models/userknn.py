@@ -13,20 +13,31 @@ import scipy.sparse as sp
 
 from ..data.interactions import Histories
 from ..evaluation.metrics import topk
-from .base import Recommender
+from .itemknn import Neighbourhood
 
 # %% ../../nbs/40_models/17_userknn.ipynb #9eeb67b1
 def nearest_users(
     H: sp.csr_matrix,  # Histories to compare, binary, shape (n, n_items)
     X: sp.csr_matrix,  # Training rows, binary, shape (n_users, n_items)
     k: int,  # Neighbours of each history, at most
-    shrink: float,  # Larger trusts short rows less
+    shrink: float = 0.0,  # Larger trusts short rows less
+    beyond: bool = True,  # Only rows that hold something the history lacks?
+    budget: int = 1 << 22,  # Similarities at once
 ) -> sp.csr_matrix:  # Similarities above 0, float32, shape (n, n_users)
-    "The `k` rows most like each history, among those that hold something it lacks"
+    "The `k` rows most like each history"
+    block = max(1, budget // X.shape[0])
+    starts = range(0, max(1, H.shape[0]), block)
+    parts = [_nearest(H[a : a + block], X, k, shrink, beyond) for a in starts]
+    return sp.vstack(parts, format="csr")
+
+# %% ../../nbs/40_models/17_userknn.ipynb #7d6deeb6
+def _nearest(H, X, k, shrink, beyond):
+    "`nearest_users` of a block"
     mine, theirs = (np.diff(A.indptr).astype(np.float32) for A in (H, X))
     common = (H @ X.T).toarray()
     s = common / (np.sqrt(np.outer(mine, theirs)) + np.float32(shrink + 1e-12))
-    s[common == theirs] = -np.inf
+    if beyond:
+        s[common == theirs] = -np.inf
     top = topk(s, min(k, X.shape[0]))
     row, place = np.nonzero(top >= 0)
     col = top[row, place]
@@ -35,21 +46,8 @@ def nearest_users(
     return N
 
 # %% ../../nbs/40_models/17_userknn.ipynb #7bc892c7
-class UserKNN(Recommender):
+class UserKNN(Neighbourhood):
     "Items of the nearest people, weighted by how near they are"
-
-    counts_repeats = False
-
-    def __init__(
-        self,
-        neighbours: int = 100,  # People asked for each history
-        shrink: float = 10.0,  # Larger trusts short rows less
-    ):
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {neighbours}")
-        if shrink < 0:
-            raise ValueError(f"shrink must not be negative, got {shrink}")
-        self.neighbours, self.shrink = neighbours, shrink
 
     def _fit(self, train, valid, items, users):
         self.X = train.csr()
@@ -58,10 +56,6 @@ class UserKNN(Recommender):
         "The saved histories are the training rows: they are not stored twice"
         self.X = self.histories.csr(self.n_items)
 
-    def _score_histories(self, histories: Histories, budget: int = 1 << 22) -> np.ndarray:
-        H, out = histories.csr(self.n_items), np.empty((len(histories), self.n_items), np.float32)
-        block = max(1, budget // self.n_users)
-        for a in range(0, len(out), block):
-            N = nearest_users(H[a : a + block], self.X, self.neighbours, self.shrink)
-            out[a : a + block] = (N @ self.X).toarray()
-        return out
+    def _score_histories(self, histories: Histories) -> np.ndarray:
+        H = histories.csr(self.n_items)
+        return (nearest_users(H, self.X, self.neighbours, self.shrink) @ self.X).toarray()

@@ -59,6 +59,12 @@ _LARGE = {"eval_batch_size": 7_600_000}  # Scores a batch: 2,048 users on ML-1M
 _BPR = {"dim": 64, "lr": 0.001, "batch_size": 2048}
 _SASREC = {"dim": 64, "window": 50, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.5}
 _SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
+_MULTVAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048, "beta": 0.2}
+_MULTVAE |= {"anneal": 40_000, "noise": 0.01}
+_NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
+_NEUMF |= {"batch_size": 2048}
+
+# %% ../../nbs/80_reporting/06_speed.ipynb #85407368
 TASKS = {
     t.name: t
     for t in (
@@ -71,6 +77,11 @@ TASKS = {
         SpeedTask(
             *("sasrec", "epoch", "ml100k", "leave_one_out", "sasrec"),
             *(_SASREC, "SASRec", _RUN_ON, 6, 1),
+        ),
+        SpeedTask("neumf", "epoch", "ml100k", "ratio", "neumf", _NEUMF, "NeuMF", _RUN_ON, 30),
+        SpeedTask(
+            *("multvae", "epoch", "ml100k", "ratio", "multvae"),
+            *(_MULTVAE, "MultiVAE", _RUN_ON, 150),
         ),
         SpeedTask("evaluation", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR"),
         SpeedTask("evaluation-large", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR", _LARGE),
