@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recsys_lab.core.params import read_yaml
+from recsys_lab.core.params import read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 FREE = (
@@ -34,7 +34,7 @@ def closure(module: Path, seen: set | None = None) -> set:
 
 def stages() -> list:
     "Stage, model's module, dependencies: for every stage that runs the evaluation study"
-    params = read_yaml(ROOT / "params.yaml")
+    params = read_params(ROOT / "params.yaml")
     found = []
     for file, key in (("dvc.yaml", "run"), ("benchmark/dvc.yaml", "benchmark")):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():

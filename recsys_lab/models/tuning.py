@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from ..core.files import atomic_write, root
-from ..core.params import check_params, params
+from ..core.params import BENCHMARK, check_params, params, read_params, read_yaml
 from ..data.protocols import load_protocol
 from ..data.sources import load_items
 from ..data.split import hold_out
@@ -31,14 +31,17 @@ def write_tuned(
     values: dict,  # Argument -> value
     file: Path | str | None = None,  # None: the project's params.yaml
 ):
-    "Put what a search found under `tuned:`"
-    path = Path(file or root() / "params.yaml")
+    "Put what a search found under `tuned:` of the file that defines the protocol"
+    main = Path(file or root() / "params.yaml")
+    everything, more = read_params(main), main.parent / BENCHMARK
+    everything.setdefault("tuned", {}).setdefault(protocol, {})[key] = values
+    check_params(everything, main.name)
+    path = main if protocol in read_yaml(main)["protocol"] else more
     yaml, line = YAML(), CommentedMap(values)
     yaml.width = 10_000
     line.fa.set_flow_style()
     content = yaml.load(path.read_text())
     content.setdefault("tuned", {}).setdefault(protocol, {})[key] = line
-    check_params(YAML(typ="safe").load(_text(yaml, content)), path.name)
     atomic_write(path, _text(yaml, content))
 
 

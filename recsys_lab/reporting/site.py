@@ -26,6 +26,7 @@ from queue import SimpleQueue
 
 from ..core.display import escape
 from ..core.files import atomic_write, root, sha256
+from ..core.params import BENCHMARK
 from .front import Facts, front, gather
 from .render import LibraryRunner, markdown, polish, render_notebook
 from .shell import page, plotly_js
@@ -168,7 +169,8 @@ def notebook_key(
 ) -> str:  # 16 hexadecimal digits
     "Hash of a notebook, of all modules it runs, and of the parameters"
     digest = hashlib.sha256()
-    for file in [top / notebook, top / "params.yaml", *modules_of(top, notebook)]:
+    given = (top / notebook, top / "params.yaml", top / BENCHMARK)
+    for file in [*given, *modules_of(top, notebook)]:
         if file.exists():
             digest.update(str(file.relative_to(top)).encode() + sha256(file).encode())
     return digest.hexdigest()[:16]
