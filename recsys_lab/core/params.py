@@ -62,6 +62,7 @@ class Params(Strict):
     run: dict[str, dict[str, str]]  # Protocol -> key of a model in its leaderboard -> its module
     benchmark: dict[str, dict[str, str]] = {}  # The same for the full benchmark
     model: dict[str, dict]  # Checked against each model's constructor by the registry
+    ablation: dict[str, dict[str, dict[str, dict]]] = {}  # Protocol -> model -> switch -> arguments
     search: dict[str, dict[str, list]] = {}  # Model -> argument -> range or choices
     tuned: dict[str, dict[str, dict]] = {}  # Protocol -> model -> arguments found by the search
 

@@ -16,10 +16,11 @@ from fastcore.basics import patch
 from numba import njit
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, NOT_NEGATIVE
+from ..core.settings import COUNT, NOT_NEGATIVE, UNIT
 from .factors import FactorRecommender
 from .neural import NeuralRecommender
 from ..training.batches import PairBatches
+from ..training.hard_negatives import HardNegatives
 from ..training.losses import bpr_loss
 from ..training.negatives import Negatives
 
@@ -111,27 +112,50 @@ def rows_l2(
     return _RowsL2.apply(table, torch.cat(rows))
 
 # %% ../../nbs/40_models/14_bprmf.ipynb #aac7f821
+_RULES = {
+    "dim": COUNT,
+    "reg": NOT_NEGATIVE,
+    "alpha": NOT_NEGATIVE,
+    "hard": UNIT,
+    "pool": COUNT,
+    "batch_size": COUNT,
+}
+
+
 class BPRMF(NeuralRecommender, FactorRecommender):
     "Matrix factorisation with the BPR loss"
 
-    _settings = {"dim": COUNT, "reg": NOT_NEGATIVE, "batch_size": COUNT}
+    _settings = _RULES
 
     def __init__(
         self,
         dim: int = 64,
         reg: float = 0.0,  # L2 on the vectors of a batch
         alpha: float = 0.0,  # Negatives are drawn by count^alpha
+        hard: float = 0.0,  # Share of them drawn from the user's best-scored items instead
+        pool: int = 100,  # How many best-scored items
         batch_size: int = 2048,
         **training,  # See `models.neural.OPTIONS`
     ):
         self.dim, self.reg, self.alpha, self.batch_size = dim, reg, alpha, batch_size
+        self.hard, self.pool = hard, pool
         self._set_options(training)
 
-    def _network(self, train) -> nn.Module:
-        return Tables(self.n_users, self.n_items, self.dim)
+# %% ../../nbs/40_models/14_bprmf.ipynb #1166973c
+@patch
+def _network(self: BPRMF, train) -> nn.Module:
+    return Tables(self.n_users, self.n_items, self.dim)
 
-    def _batches(self, train, device):
-        return PairBatches(train, self.batch_size, Negatives(train, self.alpha, device), device)
+
+@patch
+def _batches(self: BPRMF, train, device) -> PairBatches:
+    "Pairs with drawn items; hard ones are found by the scores of the network in training"
+    draws = Negatives(train, self.alpha, device)
+    if self.hard:
+        net = self.net
+        score = lambda users: net.users.weight[users] @ net.items.weight.T
+        draws = HardNegatives(train, score, self.hard, self.pool, self.alpha, device)
+    return PairBatches(train, self.batch_size, draws, device)
 
 # %% ../../nbs/40_models/14_bprmf.ipynb #3e6f93fd
 @patch
