@@ -25,6 +25,7 @@ SMALL = {
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
     "lightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "xsimgcl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "gcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "gfcf": {"factors": 2},
     "gfcf-bspm": {"factors": 2},
     "hybrid": {"models": [{"model": "ease", "lam": 1.0}, {"model": "ials", "factors": 4}]},
