@@ -27,6 +27,7 @@ SMALL = {
     "lightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "xsimgcl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "gcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "graphlightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "graphsage": GRAPHSAGE,
     "gfcf": {"factors": 2},
     "gfcf-bspm": {"factors": 2},
