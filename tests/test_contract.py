@@ -26,6 +26,7 @@ SMALL = {
     "bprmf": {"dim": 8, "epochs": 60, "lr": 0.05},
     "lightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "xsimgcl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "xsimgcl-sgl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "gcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "graphlightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
     "graphsage": GRAPHSAGE,
