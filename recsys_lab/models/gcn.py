@@ -32,6 +32,7 @@ class Convolutions(nn.Embedding):
         self.layers, self.activation = layers, ACTIVATIONS[activation]
         kind = (lambda: nn.Linear(dim, dim, bias=False)) if weights else nn.Identity
         self.matrices = nn.ModuleList(kind() for _ in range(layers))
+        self.shares = nn.Parameter(torch.zeros(layers + 1))
 
     def turn(self, k: int, smooth: Tensor) -> Tensor:
         "What layer `k`, from 0, does to the mean of the neighbours"
@@ -44,10 +45,18 @@ class Convolutions(nn.Embedding):
             out.append(self.turn(k, Multiply.apply(out[-1], A)))
         return out
 
+    def forward(self, A: Tensor) -> Tensor:
+        "All layers together, each with its share"
+        return sum(w * E for w, E in zip(self.shares.softmax(0), self.all_layers(A), strict=True))
+
 # %% ../../nbs/40_models/30_gcn.ipynb #62ddb847
-_RULES = {"weights": one_of(True, False), "activation": one_of(*ACTIVATIONS)}
+_RULES = {
+    "weights": one_of(True, False),
+    "activation": one_of(*ACTIVATIONS),
+    "combine": one_of("mean", "learned"),
+}
 
-
+# %% ../../nbs/40_models/30_gcn.ipynb #d1a2ddfa
 class GCN(LightGCN):
     "Graph convolutions with matrices and a nonlinearity, trained with the BPR loss"
 
@@ -59,16 +68,19 @@ class GCN(LightGCN):
         layers: int = 2,  # K
         weights: bool = True,  # A matrix in each layer?
         activation: str = "relu",  # or "leaky_relu", "none"; in all layers but the last
+        combine: str = "mean",  # of the layers; or "learned": a share for each
         reg: float = 1e-4,  # L2 on the first-layer vectors of a batch
         batch_size: int = 2048,
         **training,  # See `models.neural.OPTIONS`
     ):
-        self.weights, self.activation = weights, activation
+        self.weights, self.activation, self.combine = weights, activation, combine
         super().__init__(dim, layers, reg, batch_size, **training)
 
     def _network(self, train) -> nn.Module:
         n = self.n_users + self.n_items
-        return Convolutions(n, self.dim, self.layers, self.weights, self.activation)
+        net = Convolutions(n, self.dim, self.layers, self.weights, self.activation)
+        net.shares.requires_grad_(self.combine == "learned")
+        return net
 
 # %% ../../nbs/40_models/30_gcn.ipynb #cd144fc0
 @patch
@@ -80,21 +92,22 @@ def _adjacency(self: GCN, train) -> sp.csr_matrix:
 
 @patch
 def _smooth(self: GCN, net: Convolutions) -> Tensor:
-    "Mean of the layers"
-    return sum(net.all_layers(self.graph)) / (self.layers + 1)
+    "The layers together"
+    return net(self.graph)
 
 # %% ../../nbs/40_models/30_gcn.ipynb #1e068c11
-GCN._saved = ("U", "V", "Z", "W")
+GCN._saved = ("U", "V", "Z", "W", "shares")
 
 
 @patch
 @torch.no_grad()
 def _freeze(self: GCN):
     "Vectors of everybody, and what strangers need"
-    layers = [E.cpu() for E in self.net.all_layers(self.graph)]
-    self.U, self.V = (x.numpy() for x in self._tables(sum(layers) / len(layers)))
-    root = np.sqrt(self.degree)[:, None]
-    self.Z = np.stack([self._tables(E)[1].numpy() / root for E in layers[:-1]])
+    graph, root = self.graph.to(self.net.weight.device), np.sqrt(self.degree)[:, None]
+    layers = self.net.all_layers(graph)[:-1]
+    self.U, self.V = (x.cpu().numpy() for x in self._tables(self.net(graph)))
+    self.Z = np.stack([self._tables(E)[1].cpu().numpy() / root for E in layers])
+    self.shares = self.net.shares.softmax(0).cpu().numpy()
     plain = [np.eye(self.dim, dtype=np.float32)] * self.layers
     learned = [m.weight.cpu().numpy() for m in self.net.matrices] if self.weights else plain
     self.W = np.stack(learned)
@@ -104,13 +117,13 @@ def _freeze(self: GCN):
 def _node(self: GCN, X: sp.csr_matrix, own: np.ndarray) -> np.ndarray:
     "Vectors of nodes with edges to the items in `X` and first-layer vectors `own`"
     degree = (np.diff(X.indptr)[:, None] + 1).astype(np.float32)
-    h = total = own
+    h, total = own, self.shares[0] * own
     for k, (Z, W) in enumerate(zip(self.Z, self.W, strict=True)):
         h = (X @ Z / np.sqrt(degree) + h / degree) @ W.T
         if k < self.layers - 1:
             h = ACTIVATIONS[self.activation](torch.as_tensor(h)).numpy()
-        total = total + h
-    return total / (self.layers + 1)
+        total = total + self.shares[k + 1] * h
+    return total
 
 
 @patch
