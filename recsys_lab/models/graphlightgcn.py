@@ -55,18 +55,28 @@ def social_edges(
     pairs = users[["user_id", "friends"]].explode("friends").dropna()
     a, b = id_codes(user_ids, pairs.user_id), id_codes(user_ids, pairs.friends)
     known, n = (a >= 0) & (b >= 0) & (a != b), len(user_ids)
+    if not known.any():
+        raise ValueError(
+            f"users: no two friends of {len(pairs)} pairs are both in the training data, such as "
+            f"{pairs.head(1).values.tolist()}; user ids look like {user_ids[:1].tolist()}"
+        )
     F = sp.csr_matrix((np.ones(known.sum(), np.float32), (a[known], b[known])), (n, n))
     F.data[:] = 1
     return F.maximum(F.T).tocsr()
 
 # %% ../../nbs/40_models/32_graphlightgcn.ipynb #44a99aa6
+def _names(value) -> bool:
+    "Is it a list, not empty, of text?"
+    return isinstance(value, list) and bool(value) and all(isinstance(e, str) for e in value)
+
+
 _RULES = {
-    "edges": Setting("a list of names", lambda v: bool(v) and all(isinstance(e, str) for e in v)),
+    "edges": Setting("a list of names", _names),
     "weight": POSITIVE,
     "neighbours": COUNT,
 }
 
-
+# %% ../../nbs/40_models/32_graphlightgcn.ipynb #e858f24c
 class GraphLightGCN(LightGCN):
     "LightGCN with further edges between items, between users, and to what items are made of"
 
