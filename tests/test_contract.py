@@ -9,6 +9,7 @@ from recsys_lab.models.registry import make_model
 SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr": 0.01}
 MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
 NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, "batch_size": 256}
+GRAPHSAGE = {"dim": 16, "fanouts": [8, 8], "columns": None, "epochs": 60, "lr": 0.02}
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -28,6 +29,10 @@ SMALL = {
     "mf": {"dim": 8, "epochs": 60, "lr": 0.05},
     "mf-ccl": {"dim": 8, "epochs": 60, "lr": 0.05, "weight": 5.0},
     "graphmf": {"dim": 8, "layers": 1, "epochs": 60, "lr": 0.05},
+    "xsimgcl-sgl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "gcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "graphlightgcn": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "graphsage": GRAPHSAGE,
     "gfcf": {"factors": 2},
     "gfcf-bspm": {"factors": 2},
     "hybrid": {"models": [{"model": "ease", "lam": 1.0}, {"model": "ials", "factors": 4}]},

@@ -7,7 +7,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/10_data/sources.html.md"""
 # %% auto #0
 __all__ = ['SOURCES', 'EMBEDDED', 'PIP', 'RATED', 'LOADERS', 'ITEMS', 'USERS', 'POLICIES', 'CAMPAIGNS', 'Wheel', 'Source',
            'source', 'FetchError', 'data_folder', 'faults', 'fetch_source', 'fetch', 'DataMissing', 'load_dataset',
-           'load_items', 'load_users', 'load_graph', 'load_bandit', 'load_bandit_items']
+           'load_items', 'load_users', 'load_graph', 'load_entities', 'load_bandit', 'load_bandit_items']
 
 # %% ../../nbs/10_data/02_sources.ipynb #427b1a6a
 import gzip
@@ -265,8 +265,8 @@ e0c63a7c0aeec5fb443cadc1c18facd94cf6d2cebdd52a287c5a492c198d1ad7  diginetica_tra
 # %% ../../nbs/10_data/02_sources.ipynb #0095ea4b
 _add(
     key="lastfm_2k",
-    title="Last.fm listening counts and friends",
-    terms="non-commercial",
+    title="Last.fm listening counts and friends (HetRec 2011)",
+    terms="non-commercial; users, artists and tags of Last.fm",
     mirror="lastfm-2k",
     files="""
 c173881362c6b28551368fecb3c0be5a6a30a6cd859e1f5775413dfe46d48648  artists.dat
@@ -279,7 +279,8 @@ f48ed2ca424e4b54962d89c696364ea324702051c106420768e0a184909ae887  friends.txt
 _add(
     key="filmtrust",
     title="FilmTrust ratings and trust",
-    terms="research",
+    terms="research, with citation of Guo et al. 2013",
+    address="https://guoguibing.github.io/librec/datasets/filmtrust.zip",
     files="""
 241167424e24d588e8871d68641e94ead98d5b3a4f0db01ef3181a74ad35e7a1  ratings.txt
 8790048bef340f52a8e2abf40e8f7bff59aba4e37cb5dc3efdae3efd46922041  readme.txt
@@ -433,9 +434,10 @@ def _unzip(archive: Path, prefix: str, source: Source, folder: Path):
     try:
         with zipfile.ZipFile(archive) as z:
             for name in source.files:
-                target = folder / name
+                target, inside = folder / name, f"{prefix}/{name}"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with z.open(f"{prefix}/{name}") as f, open(target, "wb") as out:
+                inside = inside if inside in z.namelist() else name
+                with z.open(inside) as f, open(target, "wb") as out:
                     shutil.copyfileobj(f, out)
     except (zipfile.BadZipFile, zlib.error, KeyError, OSError) as e:
         raise FetchError(f"{archive.name} cannot be read: {e}") from None
@@ -723,10 +725,25 @@ ITEMS = {
     "ml1m_original": lambda f: _titles(_colons(f / "movies.dat", ["item_id", "title", "genres"])),
     "ml_latest_small": _small_items,
 }
+
+
+def _friends(name: str, separator: str):
+    "A loader of lines that start with two user ids, as one list of friends a user"
+
+    def load(folder: Path) -> pd.DataFrame:
+        lines = pl.read_csv(folder / name, separator=separator, has_header=False)
+        frame = lines.select(user_id=lines.columns[0], friends=lines.columns[1])
+        return frame.group_by("user_id", maintain_order=True).agg("friends").to_pandas()
+
+    return load
+
+# %% ../../nbs/10_data/02_sources.ipynb #d78188a7
 USERS = {
     "ml100k": lambda f: _recbole(f / "ml-100k.user").to_pandas(),
     "ml1m": lambda f: _recbole(f / "ml-1m.user").to_pandas(),
     "ml1m_original": _original_users,
+    "filmtrust": _friends("trust.txt", " "),
+    "lastfm_2k": _friends("friends.txt", "\t"),
 }
 
 # %% ../../nbs/10_data/02_sources.ipynb #94dcf7c4
@@ -761,6 +778,19 @@ def load_graph(
     return _recbole(folder / "ml-100k.kg").to_pandas(), _recbole(
         folder / "ml-100k.link"
     ).to_pandas()
+
+# %% ../../nbs/10_data/02_sources.ipynb #e2060050
+def load_entities(
+    key: str = "ml100k",  # As in `load_graph`
+    data_dir: Path | str | None = None,  # None: data/ under the project's root
+) -> pd.DataFrame:  # item_id, entities: a list, such as people, genres, studios, prizes
+    "What each item is joined to in the knowledge graph, whatever the relation and its direction"
+    triples, links = load_graph(key, data_dir)
+    ends = ["head_id", "tail_id"]
+    both = pd.concat([triples[ends].set_axis(["entity_id", "entities"], axis=1),
+                      triples[ends[::-1]].set_axis(["entity_id", "entities"], axis=1)])  # fmt: skip
+    found = links.merge(both.drop_duplicates(), on="entity_id")
+    return found.groupby("item_id", sort=False)["entities"].agg(list).reset_index()
 
 # %% ../../nbs/10_data/02_sources.ipynb #95ad0593
 POLICIES, CAMPAIGNS = ("bts", "random"), ("all", "men", "women")

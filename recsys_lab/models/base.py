@@ -112,15 +112,8 @@ def _check_ids(items: pd.DataFrame | None, item_ids: np.ndarray):
 
 # %% ../../nbs/40_models/00_base.ipynb #e2ba6f9c
 @patch
-def fit(
-    self: Recommender,
-    train: Interactions,  # What the model may learn from
-    *,
-    valid: Interactions | None = None,  # Later or held-out rows, for early stopping only
-    items: pd.DataFrame | None = None,  # Item features, pandas or polars, with `item_id`
-    users: pd.DataFrame | None = None,  # User features, with a column `user_id`
-) -> Recommender:  # `self`, so calls chain
-    "Learn from interactions"
+def _take_in(self: Recommender, train: Interactions, items, users):
+    "Check and keep what every model keeps: ids, histories, popularity, the item table"
     if not isinstance(train, Interactions):
         raise TypeError(
             f"train must be Interactions, got {type(train).__name__}; use Interactions.from_frame(df)"
@@ -134,6 +127,19 @@ def fit(
     self.popularity = train.item_counts().astype(np.float32)
     self.items = items.to_pandas() if hasattr(items, "to_pandas") else items
     _check_ids(self.items, self.item_ids)
+
+# %% ../../nbs/40_models/00_base.ipynb #d190aec7
+@patch
+def fit(
+    self: Recommender,
+    train: Interactions,  # What the model may learn from
+    *,
+    valid: Interactions | None = None,  # Later or held-out rows, for early stopping only
+    items: pd.DataFrame | None = None,  # Item features, pandas or polars, with `item_id`
+    users: pd.DataFrame | None = None,  # User features, with a column `user_id`
+) -> Recommender:  # `self`, so calls chain
+    "Learn from interactions"
+    self._take_in(train, items, users)
     self._fit(train, valid, items, users)
     return self
 

@@ -9,6 +9,7 @@ __all__ = ['LightGCN']
 
 # %% ../../nbs/40_models/15_lightgcn.ipynb #26eb63c0
 import numpy as np
+import scipy.sparse as sp
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from ..core.settings import COUNT, NOT_NEGATIVE
 from ..data.interactions import Histories
 from .bprmf import pair_loss, rows_l2
 from .factors import FactorRecommender
-from .graph import Propagate, as_torch, normalised_graph
+from .graph import Propagate, as_torch, joined, normalised
 from .neural import NeuralRecommender
 from ..training.batches import PairBatches
 
@@ -45,20 +46,39 @@ class LightGCN(NeuralRecommender, FactorRecommender):
 
 # %% ../../nbs/40_models/15_lightgcn.ipynb #21297ed6
 @patch
+def _adjacency(self: LightGCN, train) -> sp.csr_matrix:
+    "Edges between users, items and whatever nodes may follow them"
+    return joined(train.csr())
+
+
+@patch
 def _batches(self: LightGCN, train, device) -> PairBatches:
     "Pairs; the graph is made here because it belongs to the training data"
-    X = train.csr()
-    self.graph = as_torch(normalised_graph(X), device)
-    self.degree = np.maximum(np.asarray(X.sum(axis=0)).ravel(), 1)
+    A = self._adjacency(train)
+    self.graph = as_torch(normalised(A), device)
+    degree = np.maximum(np.asarray(A.sum(axis=1)).ravel(), 1)
+    self.degree = degree[self.n_users :][: self.n_items]
     return PairBatches(train, self.batch_size, device=device)
+
+
+@patch
+def _smooth(self: LightGCN, net: nn.Embedding) -> Tensor:
+    "The vectors of all nodes"
+    return Propagate.apply(net.weight, self.graph, self.layers)
+
+# %% ../../nbs/40_models/15_lightgcn.ipynb #fc26c5c3
+@patch
+def _tables(self: LightGCN, E: Tensor) -> tuple[Tensor, Tensor]:
+    "Rows of the users, rows of the items"
+    rest = len(E) - self.n_users - self.n_items
+    return E.split([self.n_users, self.n_items, rest])[:2]
 
 
 @patch
 def _loss(self: LightGCN, net: nn.Embedding, batch) -> Tensor:
     "BPR loss of the smoothed vectors, regularisation of the first-layer ones"
     user, item, drawn = batch
-    smooth = Propagate.apply(net.weight, self.graph, self.layers)
-    loss = pair_loss(*smooth.split([self.n_users, self.n_items]), *batch)
+    loss = pair_loss(*self._tables(self._smooth(net)), *batch)
     if self.reg:
         nodes = user, item + self.n_users, drawn + self.n_users
         loss = loss + self.reg * rows_l2(net.weight, *nodes) / (2 * len(user))
@@ -71,11 +91,11 @@ LightGCN._saved = ("U", "V", "Z")
 @patch
 def _freeze(self: LightGCN):
     "Smoothed vectors of everybody, and what strangers need"
-    E, n = self.net.weight.detach().to(self.graph.device), self.n_users
-    final = Propagate.apply(E, self.graph, self.layers).cpu().numpy()
-    below = Propagate.apply(E, self.graph, self.layers - 1) * self.layers
-    self.U, self.V = final[:n], final[n:]
-    self.Z = below[n:].cpu().numpy() / np.sqrt(self.degree)[:, None]
+    E = self.net.weight.detach().to(self.graph.device)
+    final = Propagate.apply(E, self.graph, self.layers).cpu()
+    below = Propagate.apply(E, self.graph, self.layers - 1).cpu() * self.layers
+    self.U, self.V = (x.numpy() for x in self._tables(final))
+    self.Z = self._tables(below)[1].numpy() / np.sqrt(self.degree)[:, None]
 
 
 @patch
