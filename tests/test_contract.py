@@ -33,6 +33,7 @@ SMALL = {
     "neumf": NEUMF,
     "neumf-gmf": NEUMF,
     "neumf-mlp": NEUMF,
+    "svd": {"dim": 4, "ridge": 1.0},
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }

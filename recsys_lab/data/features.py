@@ -43,7 +43,7 @@ class Bags:
         "The weights as a sparse matrix"
         return sp.csr_matrix((self.weights, self.codes, self.offsets), (len(self), self.size))
 
-
+# %% ../../nbs/10_data/09_features.ipynb #1a430081
 def bags(
     codes: np.ndarray,  # Codes of all rows, one after the other, int, shape (total,)
     size: int,  # Number of codes, with 0

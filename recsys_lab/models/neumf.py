@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from numba import njit
-from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from ..core.settings import COUNT, SHARE, Setting, one_of
@@ -21,7 +20,7 @@ from ..data.interactions import Histories
 from .base import cosine
 from .layers import Dropout
 from .neural import NeuralRecommender
-from .userknn import nearest_users
+from .userknn import like_known
 from ..training.batches import PointBatches
 
 # %% ../../nbs/40_models/23_neumf.ipynb #586ae405
@@ -324,8 +323,7 @@ def _item_similarity(self: NeuMF, code: int) -> np.ndarray:
 @torch.no_grad()
 def _score_histories(self: NeuMF, histories: Histories) -> np.ndarray:
     "Scores with the mean vectors of similar users; the popular items where there are none"
-    H, X = (h.csr(self.n_items) for h in (histories, self.histories))
-    like = normalize(nearest_users(H, X, self.neighbours, beyond=False), norm="l1")
+    like = like_known(histories, self.histories, self.n_items, self.neighbours)
     mean = lambda table: like @ table.cpu().numpy()
     device = self.net.bias.device
     rows = {k: torch.as_tensor(mean(table), device=device) for k, table in self.known.items()}
