@@ -73,17 +73,17 @@ def _listed(column: pd.Series) -> bool:
     return bool(len(known)) and bool(known.map(pd.api.types.is_list_like).all())
 
 
-def _groups(column: pd.Series, many: int) -> dict | None:
-    "How one column is coded: its `values`, or the `edges` of buckets; None: too many values"
+def _groups(column: pd.Series, many: int, most: int | None) -> dict | None:
+    "How one column is coded: its `values`, or the `edges` of buckets; None: too much text"
     if _listed(column):
         return {"values": sorted({str(v) for v in column.explode().dropna()})}
-    known = column.dropna()
-    if known.nunique() <= many:
-        return {"values": sorted(known.unique().tolist(), key=lambda v: (str(type(v)), v))}
-    if not pd.api.types.is_numeric_dtype(column):
+    known, number = column.dropna(), pd.api.types.is_numeric_dtype(column)
+    if number and known.nunique() > many:
+        inner = np.quantile(known.astype(float), np.arange(1, many) / many)
+        return {"edges": np.unique(inner).tolist()}
+    if not number and most is not None and known.nunique() > most:
         return None
-    inner = np.quantile(known.astype(float), np.arange(1, many) / many)
-    return {"edges": np.unique(inner).tolist()}
+    return {"values": sorted(known.unique().tolist(), key=lambda v: (str(type(v)), v))}
 
 # %% ../../nbs/10_data/09_features.ipynb #c3578a30
 class Vocabulary:
@@ -125,19 +125,17 @@ def load(cls: Vocabulary, path: Path | str) -> Vocabulary:
 def vocabulary(
     table: pd.DataFrame,  # Users or items, one a row
     columns: list[str] | None = None,  # To code; None: all but ids and text with many values
-    many: int = 32,  # More different values than this are cut into as many buckets
+    many: int = 32,  # A number with more different values is cut into so many buckets
+    most: int = 100,  # Text with more different values is left out unless it is asked for
 ) -> Vocabulary:
     "Learn the codes of a table's columns"
-    check_settings({"many": many}, {"many": COUNT})
+    check_settings({"many": many, "most": most}, {"many": COUNT, "most": COUNT})
     for name in columns or ():
         if name not in table:
             raise ValueError(f"columns: no {name!r}; {did_you_mean(name, table.columns)}")
-    ids = {"user_id", "item_id"}
-    wanted = columns or [c for c in table.columns if c not in ids]
-    found = {name: _groups(table[name], many) for name in wanted}
-    for name in columns or ():
-        if found[name] is None:
-            found[name] = _groups(table[name], table[name].nunique())
+    wanted = columns or [c for c in table.columns if c not in ("user_id", "item_id")]
+    limit = None if columns else most
+    found = {name: _groups(table[name], many, limit) for name in wanted}
     return Vocabulary({k: v for k, v in found.items() if v is not None})
 
 # %% ../../nbs/10_data/09_features.ipynb #28035354
