@@ -52,18 +52,19 @@ class DCNNet(PairNet):
         self.users, self.items = Side(users, dim), Side(items, dim)
         for side in (self.users, self.items):
             side.reset(0.1)  # Products of smaller vectors would vanish
-        width = self.users.width + self.items.width
+        widths = [dim * side.n_columns for side in (self.users, self.items)]
+        self.d_users, width = widths[0], sum(widths)
         self.crosses = nn.ModuleList([Cross(width, rank) for _ in range(crosses)])
         self.last = nn.Linear(width, 1, bias=False)
-        self.mlp = JointMLP(self.users.width, self.items.width, layers, dropout)
+        self.mlp = JointMLP(*widths, layers, dropout)
 
     def user_part(self, u: Tensor) -> dict[str, Tensor]:
-        x, W = self.users(u).flatten(1), self.crosses[0].whole()[:, : self.users.width]
+        x, W = self.users(u)[0].flatten(1), self.crosses[0].whole()[:, : self.d_users]
         cross = F.linear(x, W, self.crosses[0].up.bias)
         return {"x": x, "cross": cross, "deep": self.mlp.user_half(x)}
 
     def item_part(self, i: Tensor) -> dict[str, Tensor]:
-        x, W = self.items(i).flatten(1), self.crosses[0].whole()[:, self.users.width :]
+        x, W = self.items(i)[0].flatten(1), self.crosses[0].whole()[:, self.d_users :]
         return {"x": x, "cross": F.linear(x, W), "deep": self.mlp.item_half(x)}
 
 # %% ../../nbs/40_models/29_dcn.ipynb #c1c5d6cd
