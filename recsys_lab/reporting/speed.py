@@ -69,7 +69,8 @@ _MULTVAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048, "beta": 0
 _MULTVAE |= {"anneal": 40_000, "noise": 0.01}
 _NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
 _NEUMF |= {"batch_size": 2048}
-_WIDEDEEP = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "threshold": 4.0}
+_WIDE = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "threshold": 4.0}
+_LABELS = _RUN_ON, 30, 3, _WIDE["threshold"]  # Settings, epochs, repeats, what is a yes
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #85407368
 TASKS = {
@@ -90,10 +91,7 @@ TASKS = {
             *("multvae", "epoch", "ml100k", "ratio", "multvae"),
             *(_MULTVAE, "MultiVAE", _RUN_ON, 150),
         ),
-        SpeedTask(
-            *("widedeep", "epoch", "ml100k", "ratio", "widedeep"),
-            *(_WIDEDEEP, "WideDeep", _RUN_ON, 30, 3, 4.0),
-        ),
+        SpeedTask("widedeep", "epoch", "ml100k", "ratio", "widedeep", _WIDE, "WideDeep", *_LABELS),
         SpeedTask("evaluation", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR"),
         SpeedTask("evaluation-large", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR", _LARGE),
     )
