@@ -73,13 +73,16 @@ class Side(nn.Module):
             nn.init.normal_(weight, std=std)
         self.ids.weight[0] = 0
 
-    def forward(
-        self, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:  # (m,) -> (m, columns, dim), (m, codes)
-        "Vectors of some users or items, one a column, and the weights of their features"
-        x = self.x[rows]
-        parts = zip(x.split(self.widths, 1), self.table.split(self.widths), strict=True)
-        return torch.stack([self.ids(self.code[rows]), *(a @ b for a, b in parts)], 1), x
+# %% ../../nbs/40_models/28_widedeep.ipynb #ce05dbb5
+@patch
+def forward(
+    self: Side,
+    rows: Tensor,  # Of users or items, int64, shape (m,)
+) -> tuple[Tensor, Tensor]:  # Vectors (m, columns, dim); weights of the features (m, codes)
+    "Vectors of some users or items, one a column"
+    x = self.x[rows]
+    parts = zip(x.split(self.widths, 1), self.table.split(self.widths), strict=True)
+    return torch.stack([self.ids(self.code[rows]), *(a @ b for a, b in parts)], 1), x
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #3145ef39
 class PairNet(nn.Module):
