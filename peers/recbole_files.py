@@ -12,20 +12,20 @@ PARTS = ("train", "valid", "test")
 COLUMNS = ["user", "item", "timestamp"]
 
 
-def read_split(folder):
+def read_split(folder, more=()):
     """The three parts of a split as frames, each in time order per user."""
-    return {part: read_part(folder / f"{part}.csv") for part in PARTS}
+    return {part: read_part(folder / f"{part}.csv", [*COLUMNS, *more]) for part in PARTS}
 
 
-def read_part(path):
+def read_part(path, columns):
     """Rows of one part sorted by user and time; rows with equal times keep the order of the file."""
     rows = pd.read_csv(path)
-    if missing := [c for c in COLUMNS if c not in rows]:
+    if missing := [c for c in columns if c not in rows]:
         raise ValueError(
             f"{path}: column {missing[0]!r} is missing, the columns are {list(rows)}; "
-            f"write the header {','.join(COLUMNS)}"
+            f"write the header {','.join(columns)}"
         )
-    for column in COLUMNS:
+    for column in columns:
         if rows[column].dtype.kind != "i" or rows[column].min() < 0 and column != "timestamp":
             raise ValueError(
                 f"{path}: column {column!r} ({len(rows)} rows) must hold whole numbers, "
@@ -40,6 +40,19 @@ def write_pairs(split, folder):
     for part, rows in split.items():
         pairs = rows[["user", "item"]].set_axis(["user_id:token", "item_id:token"], axis=1)
         pairs.to_csv(folder / f"{NAME}.{part}.inter", sep="\t", index=False)
+
+
+def write_labels(split, source, folder):
+    """For models of features: one line a row with its label, and a line a user and an item."""
+    for part, rows in split.items():
+        names = ["user_id:token", "item_id:token", "label:float"]
+        pairs = rows[["user", "item", "label"]].set_axis(names, axis=1)
+        pairs.to_csv(folder / f"{NAME}.{part}.inter", sep="\t", index=False)
+    for side in ("user", "item"):
+        table = pd.read_csv(source / f"{side}s.csv").rename(columns={side: f"{side}_id"})
+        kind = {c: "token" if table[c].dtype.kind == "i" else "token_seq" for c in table}
+        table = table.rename(columns={c: f"{c}:{k}" for c, k in kind.items()})
+        table.to_csv(folder / f"{NAME}.{side}", sep="\t", index=False)
 
 
 def write_sequences(split, folder, window, test_history):

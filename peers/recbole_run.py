@@ -1,6 +1,7 @@
 """Run one RecBole model on one of our splits: `python peers/recbole_run.py --help`.
 
-Runs in RecBole's own environment and imports nothing of ours. Writes run.json, top.npy and top_judged.npy.
+Runs in RecBole's own environment and imports nothing of ours. Writes run.json, top.npy and top_judged.npy;
+with --labels run.json and pairs.npy.
 """
 
 import argparse
@@ -43,6 +44,11 @@ def parse():
         help="what a sequence model reads before it ranks the test items",
     )
     parser.add_argument(
+        "--labels",
+        action="store_true",
+        help="pairs with a column `label`, and users.csv and items.csv: nothing is drawn or ranked",
+    )
+    parser.add_argument(
         "--no-idle-check", action="store_true", help="run on a busy machine; its times mean nothing"
     )
     return parser.parse_args()
@@ -69,7 +75,7 @@ def set_up(threads):
 
 
 def save(out, report, lists):
-    """Write the ranked lists, then run.json as the sign that the run is whole."""
+    """Write the ranked lists or the predicted pairs, then run.json as the sign that the run is whole."""
     import numpy as np
 
     out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +98,7 @@ def main():
     from recbole_files import read_split
     from recbole_train import train_and_judge
 
-    split = read_split(args.split)
+    split = read_split(args.split, ["label"] if args.labels else [])
     with tempfile.TemporaryDirectory() as work:
         os.chdir(work)  # RecBole leaves logs in the current folder
         report, lists = train_and_judge(args, split, Path(work))

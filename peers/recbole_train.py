@@ -13,7 +13,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
-from recbole_files import NAME, write_pairs, write_sequences
+from recbole_files import NAME, write_labels, write_pairs, write_sequences
 from scipy.sparse import csr_matrix
 
 METRICS = ["NDCG", "Recall", "Hit", "Precision", "MRR", "MAP"]
@@ -33,6 +33,21 @@ TRAINING = (
     "topk",
     "eval_batch_size",
 )
+
+
+LABELS = {  # Rows say yes or no by themselves
+    "metrics": ["AUC", "LogLoss"],
+    "valid_metric": "AUC",
+    "load_col": None,
+    "LABEL_FIELD": "label",
+    "train_neg_sample_args": None,
+    "eval_args": {
+        "split": {"RS": [0.8, 0.1, 0.1]},  # Not used: the files are split
+        "group_by": "none",
+        "order": "RO",
+        "mode": "labeled",
+    },
+}
 
 
 def peak_mb():
@@ -67,6 +82,8 @@ def make_config(args, work):
     }
     if args.epochs is not None:
         ours["epochs"] = args.epochs
+    if args.labels:
+        ours |= LABELS
     if is_sequential(args.model):
         ours["alias_of_item_id"] = ["item_id_list"]
         ours["load_col"] = {"inter": ["user_id", "item_id_list", "item_id"]}
@@ -84,6 +101,8 @@ def write_files(args, split, config, work):
     folder.mkdir()
     if is_sequential(args.model):
         write_sequences(split, folder, config["MAX_ITEM_LIST_LENGTH"], args.test_history)
+    elif args.labels:
+        write_labels(split, args.split, folder)
     else:
         write_pairs(split, folder)
 
@@ -130,7 +149,20 @@ def mean_ndcg(lists, codes, truth, k=10):
     return float(np.mean(hits @ gain / np.cumsum(gain)[n_truth - 1]))
 
 
-def timed(trainer_class):
+@torch.no_grad()
+def predicted(trainer, data, codes):
+    """(n, 3) array: our user code, our item code, the probability of a yes."""
+    trainer.model.eval()
+    rows = []
+    for batch in data:
+        pairs = batch[0] if isinstance(batch, tuple) else batch
+        p = trainer.model.predict(pairs).double().numpy()
+        users, items = (pairs[name].numpy() for name in ("user_id", "item_id"))
+        rows.append(np.column_stack([codes.users[users], codes.items[items], p]))
+    return np.concatenate(rows)
+
+
+def timed(trainer_class, measure):
     """RecBole's trainer, unchanged but for a record of each epoch in `curve`."""
 
     class Timed(trainer_class):
@@ -147,7 +179,7 @@ def timed(trainer_class):
             start = perf_counter()
             score, result = super()._valid_epoch(valid_data, **options)
             row = self.curve[-1]
-            row |= {"valid_s": perf_counter() - start, "ndcg@10": float(result["ndcg@10"])}
+            row |= {"valid_s": perf_counter() - start, measure: float(result[measure])}
             row["cumulative_train_s"] = sum(r["train_s"] for r in self.curve)
             if self.judge:
                 row["ndcg@10_masked"] = self.judge(valid_data)
@@ -179,7 +211,8 @@ def train_and_judge(args, split, work):
     init_seed(config["seed"], config["reproducibility"])
     start_mb = peak_mb()
     model, build_s = clock(get_model(args.model), config, loaders[0]._dataset)
-    trainer = timed(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    measure = "auc" if args.labels else "ndcg@10"
+    trainer = timed(get_trainer(config["MODEL_TYPE"], config["model"]), measure)(config, model)
     codes = Codes(dataset)
     if is_sequential(args.model):
         trainer.judge = masked_judge(trainer, codes, split)
@@ -192,9 +225,10 @@ def train_and_judge(args, split, work):
         "train_peak_mb": peak_mb(),
         **describe(args, split, config, dataset, loaders),
     }
-    return report | learned(trainer) | judged(trainer, loaders[2], args), export(
-        trainer, loaders[2], codes, split
-    )
+    report |= learned(trainer, measure) | judged(trainer, loaders[2], args)
+    if args.labels:
+        return report, {"pairs": predicted(trainer, loaders[2], codes)}
+    return report, export(trainer, loaders[2], codes, split)
 
 
 def describe(args, split, config, dataset, loaders):
@@ -229,14 +263,14 @@ def own_settings(model):
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
 
 
-def learned(trainer):
+def learned(trainer, measure):
     """The curve of training and its best epoch."""
-    scores = [row["ndcg@10"] for row in trainer.curve]
+    scores = [row[measure] for row in trainer.curve]
     best = int(np.argmax(scores))
     return {
         "epochs": trainer.curve,
         "best_epoch": best + 1,
-        "best_valid_ndcg@10": scores[best],
+        f"best_valid_{measure}": scores[best],
         "train_s_to_best": trainer.curve[best]["cumulative_train_s"],
     }
 

@@ -10,6 +10,7 @@ SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr
 MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
 NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, "batch_size": 256}
 GRAPHSAGE = {"dim": 16, "fanouts": [8, 8], "columns": None, "epochs": 60, "lr": 0.02}
+CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -41,6 +42,9 @@ SMALL = {
     "neumf": NEUMF,
     "neumf-gmf": NEUMF,
     "neumf-mlp": NEUMF,
+    "svd": {"dim": 4, "ridge": 1.0},
+    "widedeep": CLICKS,
+    "dcn": CLICKS,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }

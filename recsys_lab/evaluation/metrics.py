@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/20_evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'ndcg', 'recall', 'hitrate', 'precision', 'mrr', 'average_precision', 'parse_metric', 'metric_table',
-           'threaded', 'sorted_csr', 'topk', 'hits_of', 'auc', 'logloss', 'rmse']
+           'threaded', 'sorted_csr', 'topk', 'hits_of', 'check_pairs', 'auc', 'logloss', 'rmse', 'mae']
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #1a9065cf
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +268,22 @@ def _labels(y: np.ndarray):
     if other := int((~np.isin(y, (0, 1))).sum()):
         raise ValueError(f"labels must be 0 or 1, {other} of {len(y)} rows are not")
 
+# %% ../../nbs/20_evaluation/00_metrics.ipynb #4398c0c7
+def check_pairs(
+    y,  # What became of each pair, shape (n,)
+    p,  # What was predicted, shape (n,)
+    y_name: str,  # For the message
+    p_name: str,
+    labels: bool = False,  # Are `y` labels and `p` probabilities?
+) -> tuple[np.ndarray, np.ndarray]:  # Both as float64
+    "Two finite arrays of one length, refused where they cannot be judged"
+    y, p = _pair(y, p, y_name, p_name)
+    if labels:
+        _labels(y)
+        if bad := int(((p < 0) | (p > 1)).sum()):
+            raise ValueError(f"{p_name} must be in [0, 1], {bad} of {len(p)} rows are not")
+    return y, p
+
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #6463e6cc
 def auc(
     labels: np.ndarray,  # 1 click, 0 none, shape (n,); both must occur
@@ -290,10 +306,7 @@ def logloss(
     "Mean surprise of the labels under the predicted probabilities"
     from sklearn.metrics import log_loss
 
-    y, p = _pair(labels, probabilities, "labels", "probabilities")
-    _labels(y)
-    if bad := int(((p < 0) | (p > 1)).sum()):
-        raise ValueError(f"probabilities must be in [0, 1], {bad} of {len(p)} rows are not")
+    y, p = check_pairs(labels, probabilities, "labels", "probabilities", labels=True)
     return float(log_loss(y, p, labels=[0, 1]))
 
 
@@ -305,3 +318,13 @@ def rmse(
     from sklearn.metrics import root_mean_squared_error
 
     return float(root_mean_squared_error(*_pair(ratings, predictions, "ratings", "predictions")))
+
+
+def mae(
+    ratings: np.ndarray,  # What the users gave, shape (n,)
+    predictions: np.ndarray,  # Same unit, shape (n,)
+) -> float:  # In the unit of the ratings
+    "Mean of the absolute error"
+    from sklearn.metrics import mean_absolute_error
+
+    return float(mean_absolute_error(*_pair(ratings, predictions, "ratings", "predictions")))

@@ -428,6 +428,28 @@ def cosine(
     norm = np.linalg.norm(vectors, axis=1) + 1e-12
     return (vectors @ vectors[code]) / (norm * norm[code])
 
+# %% ../../nbs/40_models/00_base.ipynb #edbf80a4
+def _own_codes(known: np.ndarray, ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    "The model's codes for codes of another table; -1 where the model has none"
+    same = known is ids or (len(known) == len(ids) and np.array_equal(known, ids))
+    return np.asarray(codes if same else id_codes(known, ids)[codes], np.int64)
+
+
+@patch
+def predict(
+    self: Recommender,
+    data: Interactions,  # Pairs of user and item; ratings in it are not read
+) -> np.ndarray:  # Expected rating or probability of a click, float64, shape (len(data),)
+    "What each pair is worth, in the unit that the model was trained for"
+    self._need_fit()
+    if not hasattr(self, "_predict"):
+        raise Unsupported(f"{type(self).__name__} ranks items; it predicts no rating and no click")
+    if not isinstance(data, Interactions):
+        raise TypeError(f"data must be Interactions, got {type(data).__name__}")
+    users = _own_codes(self.user_ids, data.user_ids, data.user)
+    items = _own_codes(self.item_ids, data.item_ids, data.item)
+    return np.asarray(self._predict(users, items), np.float64)
+
 # %% ../../nbs/40_models/00_base.ipynb #dbcde27c
 def _pack(name: str, value) -> dict[str, np.ndarray]:
     "An array or sparse matrix as named arrays"

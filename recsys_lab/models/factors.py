@@ -44,7 +44,7 @@ def padded(
     return histories.items[index], real
 
 
-def _solve_block(V: Tensor, common: Tensor, items: Tensor, real: Tensor, reg: Tensor) -> Tensor:
+def _solve_block(V: Tensor, common: Tensor, items: Tensor, real: Tensor, y, reg: Tensor) -> Tensor:
     "Vectors of one block of histories"
     rows = V[items] * real.unsqueeze(2)
     A = torch.baddbmm(common.expand(len(rows), -1, -1), rows.transpose(1, 2), rows)
@@ -52,7 +52,8 @@ def _solve_block(V: Tensor, common: Tensor, items: Tensor, real: Tensor, reg: Te
     factor, info = torch.linalg.cholesky_ex(A)
     if info.any():
         raise np.linalg.LinAlgError("least squares is singular; use a larger reg")
-    return torch.cholesky_solve(rows.sum(1).unsqueeze(2), factor).squeeze(2)
+    right = (rows * y.unsqueeze(2)).sum(1)
+    return torch.cholesky_solve(right.unsqueeze(2), factor).squeeze(2)
 
 # %% ../../nbs/40_models/03_factors.ipynb #fed698be
 def solve_rows(
@@ -61,16 +62,21 @@ def solve_rows(
     alpha: float,  # Weight of "0 for everything", relative to a taken item
     reg: float,  # L2 strength per counted observation
     budget: int = 1 << 16,  # Padded rows of V gathered at once
+    targets: np.ndarray | None = None,  # Of each taken column, shape of `histories.items`; None: 1
+    ridge: float = 0.0,  # L2 strength of a row, however many observations it has
 ) -> Tensor:  # Shape (len(histories), d); zero for empty histories
     "Weighted least squares for many rows, regularised in proportion to their frequency"
-    length = np.diff(histories.offsets)
-    strength = reg * (length + alpha * len(V))
+    length, total = np.diff(histories.offsets), len(histories.items)
+    strength = reg * (length + alpha * len(V)) + ridge
+    y = np.ones(total, np.float32) if targets is None else targets
     common, out = alpha * (V.T @ V), V.new_zeros(len(histories), V.shape[1])
+    places = Histories(np.arange(total), histories.offsets)
     for rows in blocks_by_length(length, budget):
-        items, real = padded(histories.take(rows))
-        to = lambda x: torch.as_tensor(x, device=V.device)
-        part = to(strength[rows]).to(V.dtype)
-        out[to(rows)] = _solve_block(V, common, to(items).long(), to(real), part)
+        place, real = padded(places.take(rows))
+        to = lambda x: torch.as_tensor(np.asarray(x), device=V.device)
+        items, mask = to(histories.items[place]).long(), to(real)
+        given = to(y[place]).to(V.dtype), to(strength[rows]).to(V.dtype)
+        out[to(rows)] = _solve_block(V, common, items, mask, *given)
     return out
 
 # %% ../../nbs/40_models/03_factors.ipynb #a836904d

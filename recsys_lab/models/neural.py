@@ -80,7 +80,7 @@ class NeuralRecommender(Recommender):
                 )
         self.given, self.options = dict(sorted(given.items())), OPTIONS | given
         check_settings(self.options, RULES)
-        parse_metric(str(self.options["metric"]))
+        self._check_metric()
         self._check_settings()
 
     def config(self) -> dict:
@@ -117,7 +117,7 @@ def _learner(self: NeuralRecommender, train: Interactions, valid, device) -> Lea
     callbacks = [Schedule(o["schedule"]), Progress(type(self).__name__)]
     self.early = None
     if valid is not None and len(valid):
-        metric = self._validation(Validator(train, valid, o["metric"]))
+        metric = self._measure(train, valid)
         self.early = EarlyStopping(metric, o["metric"], o["patience"], o["every"])
         callbacks.append(self.early)
     if self.checkpoint:
@@ -133,8 +133,20 @@ def _learner(self: NeuralRecommender, train: Interactions, valid, device) -> Lea
 
 # %% ../../nbs/40_models/02_neural.ipynb #8e0d64e6
 @patch
+def _check_metric(self: NeuralRecommender):
+    "Refuse a validation metric that `_measure` cannot measure"
+    parse_metric(str(self.options["metric"]))
+
+
+@patch
+def _measure(self: NeuralRecommender, train: Interactions, valid: Interactions):
+    "A function without arguments that gives the validation metric of the network as it is now"
+    return self._validation(Validator(train, valid, self.options["metric"]))
+
+# %% ../../nbs/40_models/02_neural.ipynb #8cf3cb7d
+@patch
 def _validation(self: NeuralRecommender, validator: Validator):
-    "A function without arguments that gives the metric of the network as it is now"
+    "The same, of a prepared ranking"
 
     def score(codes: np.ndarray) -> np.ndarray:
         if self.by_history:

@@ -7,8 +7,8 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/speed.html.md"""
 # %% auto #0
 __all__ = ['TASKS', 'PEER', 'LOAD', 'BEFORE', 'DURING', 'LONGER', 'SpeedTask', 'SpeedError', 'Busy', 'cpu_seconds', 'busy_share',
            'wait_until', 'measured', 'run_ours', 'test_task', 'scoring_share', 'peer_python', 'peer_command',
-           'write_parts', 'split_folder', 'Settings', 'one_run', 'run_task', 'seconds_of', 'to_best', 'longer',
-           'judged', 'quality', 'result', 'rows_of', 'record', 'describe', 'compare_speed']
+           'write_parts', 'write_features', 'split_folder', 'Settings', 'one_run', 'run_task', 'seconds_of', 'to_best',
+           'longer', 'judged', 'predicted', 'quality', 'result', 'rows_of', 'record', 'describe', 'compare_speed']
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #350d1fd1
 import json
@@ -47,6 +47,12 @@ class SpeedTask:
     config: dict = field(default_factory=dict)  # RecBole settings that are not its defaults
     epochs: int = 1
     repeats: int = 3  # At most; the slow peer runs once
+    threshold: float | None = None  # A rating from here on is a yes; None: rankings are compared
+
+    @property
+    def metric(self) -> str:
+        "What is compared besides the time"
+        return "NDCG@10" if self.threshold is None else "AUC"
 
     @property
     def label(self) -> str:
@@ -63,6 +69,8 @@ _MULTVAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048, "beta": 0
 _MULTVAE |= {"anneal": 40_000, "noise": 0.01}
 _NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
 _NEUMF |= {"batch_size": 2048}
+_WIDE = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "threshold": 4.0}
+_LABELS = _RUN_ON, 30, 3, _WIDE["threshold"]  # Settings, epochs, repeats, what is a yes
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #85407368
 TASKS = {
@@ -83,6 +91,7 @@ TASKS = {
             *("multvae", "epoch", "ml100k", "ratio", "multvae"),
             *(_MULTVAE, "MultiVAE", _RUN_ON, 150),
         ),
+        SpeedTask("widedeep", "epoch", "ml100k", "ratio", "widedeep", _WIDE, "WideDeep", *_LABELS),
         SpeedTask("evaluation", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR"),
         SpeedTask("evaluation-large", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR", _LARGE),
     )
@@ -208,12 +217,14 @@ def run_ours(
     spec = read_json(folder / "spec.json")
     torch.set_num_threads(spec["threads"])
     split, model = Split.load(spec["split"]), model_class(spec["model"])(**spec["args"])
+    known = {} if spec["threshold"] is None else _tables(spec["data"])
     model.log = folder / "epochs.jsonl"
     model.log.unlink(missing_ok=True)
     start = time.perf_counter()
-    model.fit(split.train, valid=split.valid)
+    model.fit(split.train, valid=split.valid, **known)
     report = {"fit_s": time.perf_counter() - start, "epochs": _epochs(model.log)}
-    report |= _judging(model, split, spec["repeats"], folder)
+    judge = _judging if spec["threshold"] is None else _predicting
+    report |= judge(model, split, spec["repeats"], folder)
     if spec["share"]:
         report["gemm"] = scoring_share(model)
     report |= {"threads": torch.get_num_threads(), "versions": _versions()}
@@ -249,6 +260,24 @@ def _judging(model, split, repeats: int, folder: Path) -> dict:
     start = time.perf_counter()
     evaluate(model, split)
     return {"evaluate_s": took[1:], "evaluate_call_s": time.perf_counter() - start}
+
+# %% ../../nbs/80_reporting/06_speed.ipynb #8219a572
+def _tables(data: str) -> dict:
+    "What is known of users and items"
+    from recsys_lab.data.sources import load_items, load_users
+
+    return {"items": load_items(data), "users": load_users(data)}
+
+
+def _predicting(model, split, repeats: int, folder: Path) -> dict:
+    "Seconds of predicting the test pairs; saves what was predicted"
+    took = []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        p = model.predict(split.test)
+        took.append(time.perf_counter() - start)
+    np.save(folder / "pairs.npy", np.column_stack([split.test.user, split.test.item, p]))
+    return {"evaluate_s": took[1:]}
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #be4b21f3
 def test_task(
@@ -298,18 +327,40 @@ def peer_command(
     options = {"--split": split, "--model": task.peer, "--out": out, "--epochs": task.epochs}
     options |= {"--config": json.dumps(task.config), "--seed": 2020 + seed, "--threads": threads}
     words = [str(x) for pair in options.items() for x in pair]
+    words += [] if task.threshold is None else ["--labels"]
     return [peer_python(), root() / "peers" / "recbole_run.py", *words, "--no-idle-check"]
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #c89b303b
 def write_parts(
     split,  # A `Split`
     folder: Path,
+    threshold: float | None = None,  # Add a column `label`: is the rating at least so high?
 ):
     "The parts as CSV files of codes"
     for part in ("train", "valid", "test"):
         d = split.view(part)
         table = pd.DataFrame({"user": d.user, "item": d.item, "timestamp": d.time})
+        if threshold is not None:
+            table["label"] = (np.asarray(d.columns["rating"]) >= threshold).astype(int)
         table.to_csv(folder / f"{part}.csv", index=False)
+
+# %% ../../nbs/80_reporting/06_speed.ipynb #14c4f4ac
+def write_features(
+    split,  # A `Split`
+    folder: Path,
+    data: str,  # Key of the data set
+):
+    "users.csv and items.csv: the columns that our click models read, as codes"
+    from recsys_lab.data.features import vocabulary
+
+    for key, table in _tables(data).items():
+        side = key.removesuffix("s")
+        ids, out = getattr(split.data, f"{side}_ids"), {}
+        columns = vocabulary(table, many=10).encode(table, ids, f"{side}_id")
+        for name, c in columns.items():
+            rows = np.split(c.codes, c.offsets[1:-1])
+            out[name] = c.codes if c.single else [" ".join(map(str, x)) for x in rows]
+        pd.DataFrame({side: np.arange(len(ids))} | out).to_csv(folder / f"{key}.csv", index=False)
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #46747bc1
 def split_folder(
@@ -319,14 +370,17 @@ def split_folder(
     from recsys_lab.data.sources import load_dataset
     from recsys_lab.data.split import split_leave_one_out, split_ratio
 
-    folder = root() / "artifacts" / "speed" / f"{task.data}-{task.split}"
+    kind = task.split if task.threshold is None else f"{task.split}-labels"
+    folder = root() / "artifacts" / "speed" / f"{task.data}-{kind}"
     if not (folder / "csv" / "test.csv").exists():
         shutil.rmtree(folder, ignore_errors=True)
         make = split_ratio if task.split == "ratio" else split_leave_one_out
         split = make(load_dataset(task.data))
         split.save(folder / "split")
         (folder / "csv").mkdir()
-        write_parts(split, folder / "csv")
+        if task.threshold is not None:
+            write_features(split, folder / "csv", task.data)
+        write_parts(split, folder / "csv", task.threshold)
     return folder
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #c33e9286
@@ -350,6 +404,7 @@ def _command(task: SpeedTask, side: str, out: Path, seed: int, threads: int) -> 
     training = {"epochs": task.epochs, "patience": None, "seed": seed} if task.unit != "fit" else {}
     spec = {"split": str(split / "split"), "model": task.model, "args": task.args | training}
     spec |= {"threads": threads, "repeats": 3, "share": task.unit == "run"}
+    spec |= {"threshold": task.threshold, "data": task.data}
     write_json(out / "spec.json", spec)
     call = f"from recsys_lab.reporting.speed import run_ours; run_ours({str(out)!r})"
     return [sys.executable, "-c", call]
@@ -414,15 +469,15 @@ def seconds_of(
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #3ecc8deb
 def _valid(rows: list[dict]) -> list[float]:
-    "Validation NDCG@10 by epoch, training items out of the ranking"
-    return [r.get("ndcg@10_masked", r.get("ndcg@10")) for r in rows]
+    "Validation metric by epoch: NDCG@10, training items out of the ranking, or AUC"
+    return [r.get("ndcg@10_masked", r.get("ndcg@10", r.get("auc"))) for r in rows]
 
 
 def to_best(
     ours: list[dict],  # Rows of our epochs
     peer: list[dict],  # Rows of the peer's epochs
 ) -> dict:  # mark, ours_s, peer_s, epochs; ours_s is None if it was never reached
-    "Seconds of training until the peer's best validation NDCG@10"
+    "Seconds of training until the peer's best validation NDCG@10 or AUC"
     theirs, mine = _valid(peer), _valid(ours)
     mark = max(theirs)
     at = next((i for i, v in enumerate(mine) if v >= mark), None)
@@ -468,21 +523,51 @@ def judged(
     return pd.concat(tables).groupby("user_id", sort=False, as_index=False).mean()
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #f32d5640
+def predicted(
+    folder: Path,  # Of a run, with its pairs.npy
+    data,  # Test rows, `Interactions`
+    threshold: float,  # As in the task
+):  # A `PairEvaluation`
+    "Our metrics of given predictions"
+    from recsys_lab.evaluation.pairs import judge_pairs
+
+    user, item, p = np.load(folder / "pairs.npy", allow_pickle=False).T
+    key = user.astype(np.int64) * data.n_items + item.astype(np.int64)
+    order, asked = np.argsort(key), data.user.astype(np.int64) * data.n_items + data.item
+    if not np.array_equal(key[order], np.sort(asked)):
+        raise SpeedError(f"{folder}: the predicted pairs are not those of the test part")
+    return judge_pairs(data, p[order][np.searchsorted(key[order], asked)], threshold)
+
+
+def _pair_quality(folders: dict[str, list[Path]], task: SpeedTask, data) -> dict:
+    "Difference of the mean AUC of the runs, in the same resamples of the users"
+    runs = {s: [predicted(f, data, task.threshold) for f in each] for s, each in folders.items()}
+    value = {s: np.mean([r.pooled()["auc"] for r in each]) for s, each in runs.items()}
+    draws = {s: sum(r.resampled()["auc"] for r in each) / len(each) for s, each in runs.items()}
+    d = draws["ours"] - draws["peer"]
+    tail = 1 + min((d <= 0).sum(), (d >= 0).sum())
+    out = value | {"difference": value["ours"] - value["peer"], "p": min(1.0, 2 * tail / len(d))}
+    return out | {"low": d.quantile(0.025), "high": d.quantile(0.975)}
+
+# %% ../../nbs/80_reporting/06_speed.ipynb #a954e686
 def quality(
     task: SpeedTask,
     numbers: Iterable[int],  # Of the repeats
     kind: str = "",  # "-long": our longer runs
-) -> dict:  # ours, peer, difference, low, high, p, n: NDCG@10 on the test users
+) -> dict:  # ours, peer, difference, low, high, p, n: NDCG@10 or AUC on the test users
     "Paired difference of what both sides recommend"
     from recsys_lab.data.split import Split
     from recsys_lab.evaluation.comparison import compare
 
-    asked = test_task(Split.load(split_folder(task) / "split"))
+    split = Split.load(split_folder(task) / "split")
     where = root() / "artifacts" / "speed" / task.name
     sides = {"ours": f"ours{kind}", "peer": "peer"}
     folders = {s: [where / f"{name}-{i}" for i in numbers] for s, name in sides.items()}
-    tables = {s: judged(paths, asked) for s, paths in folders.items()}
-    row = compare(tables).iloc[0]
+    users = int((split.test.user_counts() > 0).sum())
+    if task.threshold is not None:
+        told = _pair_quality(folders, task, split.test)
+        return {k: float(v) for k, v in told.items()} | {"n": users, "metric": "auc"}
+    row = compare({s: judged(paths, test_task(split)) for s, paths in folders.items()}).iloc[0]
     told = {"ours": row.mean_a, "peer": row.mean_b}
     told |= {k: row[k] for k in ("difference", "low", "high", "p")}
     return {k: float(v) for k, v in told.items()} | {"n": int(row.n), "metric": "ndcg@10"}
@@ -543,7 +628,7 @@ def rows_of(
     row |= {f"{k}_mb": result[k]["peak_mb"] for k in ("ours", "peer")}
     rows = [{"task": task.label} | {f"{k}_s": result[k]["seconds"] for k in ("ours", "peer")} | row]
     if (best := result.get("to_best")) and best["ours_s"]:
-        name = f"{task.data} {task.name}: training to RecBole's best validation NDCG@10"
+        name = f"{task.data} {task.name}: training to RecBole's best validation {task.metric}"
         rows.append({"task": name, "ours_s": best["ours_s"], "peer_s": best["peer_s"]} | row)
     return rows
 
@@ -570,10 +655,10 @@ def describe(
     memory = f"peak memory {a['peak_mb']:,.0f} : {b['peak_mb']:,.0f} MB"
     n = f"median of {result['repeats']}"
     lines.append(f"  seconds {a['seconds']:.4g} : {b['seconds']:.4g}, {n}; {memory}")
-    lines.append(f"  test NDCG@10 {_quality_words(result['quality'])}")
+    lines.append(f"  test {task.metric} {_quality_words(result['quality'])}")
     if "quality_long" in result:
         words = _quality_words(result["quality_long"])
-        lines.append(f"  test NDCG@10, ours with {LONGER} times the epochs, {words}")
+        lines.append(f"  test {task.metric}, ours with {LONGER} times the epochs, {words}")
     if best := result.get("to_best"):
         lines.append(f"  {_best_words(best, task)}")
     if gemm := result.get("gemm"):
@@ -591,7 +676,8 @@ def _quality_words(q: dict) -> str:
 def _best_words(best: dict, task: SpeedTask) -> str:
     "How soon ours stood where RecBole's best was"
     mark = median(e["mark"] for e in best["each"])
-    words = f"training to RecBole's best validation NDCG@10 ({mark:.4f} in {task.epochs} epochs): "
+    words = f"training to RecBole's best validation {task.metric} "
+    words += f"({mark:.4f} in {task.epochs} epochs): "
     if best["ours_s"] is None:
         high = median(e["ours_best"] for e in best["each"])
         return words + f"{best['peer_s']:.3g} s; ours did not get there (best {high:.4f})"
