@@ -1,6 +1,7 @@
 "A stage that trains a model depends on every module that the model runs"
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,20 @@ def closure(module: Path, seen: set | None = None) -> set:
 
 
 def stages() -> list:
-    "Stage, model's module, dependencies: for every stage that runs the evaluation study"
+    "Stage, model's module, dependencies: for every stage that trains a model"
     params = read_params(ROOT / "params.yaml")
     found = []
     for file, key in (("dvc.yaml", "run"), ("benchmark/dvc.yaml", "benchmark")):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
             todo = stage.get("do", stage)
-            if "10_evaluate" not in todo["cmd"]:
+            if "10_evaluate" not in todo["cmd"] and "30_ablation" not in todo["cmd"]:
                 continue
-            models = params[key].get(name.removeprefix("evaluate-"), {})
-            modules = set(models.values()) | set(stage.get("matrix", {}).get("model", []))
+            models, matrix = (
+                params[key].get(name.removeprefix("evaluate-"), {}),
+                stage.get("matrix", {}),
+            )
+            modules = set(models.values()) | set(matrix.get("model", []))
+            modules |= {which["model"] for which in matrix.get("which", [])}
             found += [pytest.param(m, todo["deps"], id=f"{name}-{m}") for m in sorted(modules)]
     assert found
     return found
@@ -50,7 +55,7 @@ def stages() -> list:
 
 @pytest.mark.parametrize(("module", "deps"), stages())
 def test_deps_cover_what_runs(module, deps):
-    deps = [d.replace("${item}", module).replace("${item.model}", module) for d in deps]
+    deps = [re.sub(r"\$\{item[a-z.]*\}", module, d) for d in deps]
     needed = closure(ROOT / f"recsys_lab/models/{module}.py")
     missing = [
         f

@@ -1,4 +1,4 @@
-"""The oldest neural model, a vector for each user and item, is as good as its loss. BPR asks it about one drawn item at a time; here it is asked about all of them.
+"""The plainest factor model, a vector for each user and item, depends on its loss. BPR asks it about one drawn item at a time; here it is asked about all of them.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/mf.html.md"""
 
@@ -32,8 +32,8 @@ def catalogue_loss(
     u = F.embedding(users, U)
     if model.loss == "softmax":
         return row_loss(unit(u, model.temperature), unit(V), items, offsets)
-    slope = cosine_contrast(model.margin, model.weight)
-    return row_loss(unit(u), unit(V), items, offsets, slope=slope)
+    gradient = cosine_contrast(model.margin, model.weight)
+    return row_loss(unit(u), unit(V), items, offsets, gradient=gradient)
 
 # %% ../../nbs/40_models/25_mf.ipynb #2af49b7b
 RULES = {n: COUNT for n in ("dim", "batch_size")}

@@ -14,6 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..core.settings import COUNT, UNIT, check_settings
 from ..data.interactions import Interactions
 from .negatives import Negatives
 
@@ -30,8 +31,7 @@ class HardNegatives(Negatives):
         alpha: float = 0.0,  # Of the ordinary draws
         device: torch.device | str = "cpu",
     ):
-        if not 0 <= share <= 1 or pool < 1:
-            raise ValueError(f"share must be 0 to 1, pool at least 1, got {share} and {pool}")
+        check_settings({"share": share, "pool": pool}, {"share": UNIT, "pool": COUNT})
         super().__init__(train, alpha, device)
         self.score, self.share, self.n_users = score, share, train.n_users
         self.pool = min(pool, train.n_items)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 # %% ../../nbs/30_training/00a_row_losses.ipynb #29dea98a
 def multinomial(
-    s: Tensor,  # Scores, shape (n, n_items); overwritten
+    s: Tensor,  # Scores, shape (n, n_items); may be overwritten
     row: Tensor,  # Row of each taken item, shape (total,)
     items: Tensor,  # Taken items, shape (total,)
     size: Tensor,  # How many each row took, shape (n,)
-) -> tuple[Tensor, Tensor]:  # Sum of losses, slopes of the scores
+) -> tuple[Tensor, Tensor]:  # Sum of losses, gradients of the scores
     "A person's items are as many draws from the softmax of their scores"
     p = s.softmax(1)
     wide = torch.promote_types(p.dtype, torch.float32)
@@ -36,7 +36,7 @@ def cosine_contrast(
 ) -> Callable:  # As `multinomial`
     "Taken items towards 1, the others below a margin (Mao et al. 2021)"
 
-    def slope(s, row, items, size):
+    def gradient(s, row, items, size):
         n = size.to(s.dtype)
         each = weight * n / (s.shape[1] - n).clamp_min(1)
         near = (1 - s[row, items]).sum()
@@ -47,14 +47,14 @@ def cosine_contrast(
         g[row, items] = -1
         return loss, g
 
-    return slope
+    return gradient
 
 # %% ../../nbs/30_training/00a_row_losses.ipynb #c2a5e13a
 class _RowLoss(torch.autograd.Function):
     "A loss of whole rows whose gradients are made in the forward pass"
 
     @staticmethod
-    def forward(ctx, h, W, b, items, offsets, slope, block, half):
+    def forward(ctx, h, W, b, items, offsets, gradient, block, half):
         gh, gW, gb = torch.empty_like(h), torch.zeros_like(W), torch.zeros_like(b)
         to = (lambda x: x.bfloat16()) if half else (lambda x: x)
         table, shift, total = to(W), to(b), h.new_zeros(())
@@ -63,7 +63,7 @@ class _RowLoss(torch.autograd.Function):
             size = ends.diff()
             row = torch.arange(len(part), device=h.device).repeat_interleave(size)
             s = torch.addmm(shift, part, table.T)
-            loss, g = slope(s, row, items[ends[0] : ends[-1]], size)
+            loss, g = gradient(s, row, items[ends[0] : ends[-1]], size)
             gh[start : start + block] = g @ table
             total, gW, gb = total + loss, gW.add_(g.T @ part), gb.add_(g.sum(0, dtype=gb.dtype))
         ctx.save_for_backward(*(g.div_(len(h)) for g in (gh, gW, gb)))
@@ -80,15 +80,15 @@ def row_loss(
     items: Tensor,  # Taken items of all rows, none twice in a row, int64, shape (total,)
     offsets: Tensor,  # Where each row starts, and the end, shape (n + 1,)
     b: Tensor | None = None,  # Item biases, shape (n_items,)
-    slope: Callable = multinomial,  # Scores to loss and slopes
+    gradient: Callable = multinomial,  # Scores to loss and gradients
     block: int | None = None,  # Rows at once; None: about 4 million scores
-    half: bool = False,  # Scores and slopes in bfloat16?
+    half: bool = False,  # Scores and gradients in bfloat16?
 ) -> Tensor:  # Mean over rows
     "Loss of everything some people took, over the whole catalogue"
     block = block or max(256, 4_000_000 // len(W))
     b = W.new_zeros(len(W)) if b is None else b
     with torch.autocast(h.device.type, enabled=False):
-        return _RowLoss.apply(h.to(W.dtype), W, b, items, offsets, slope, block, half)
+        return _RowLoss.apply(h.to(W.dtype), W, b, items, offsets, gradient, block, half)
 
 # %% ../../nbs/30_training/00a_row_losses.ipynb #155781be
 def unit(
