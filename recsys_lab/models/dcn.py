@@ -98,7 +98,7 @@ class DCN(ClickModel):
         neighbours: int = 10,  # Known users whose vectors make a stranger's
         **training,  # See `models.neural.OPTIONS`; the metric is the AUC
     ):
-        self.dim, self.layers, self.dropout = dim, list(layers), dropout
+        self.dim, self.layers, self.dropout = dim, layers, dropout
         self.crosses, self.rank, self.threshold, self.many = crosses, rank, threshold, many
         self.negatives, self.batch_size, self.neighbours = negatives, batch_size, neighbours
         self._set_options({"metric": "auc"} | training)

@@ -1,4 +1,4 @@
-"""A linear model remembers which pairs go together, a network generalises to pairs never seen; trained as one, each does what the other cannot.
+"""A linear model remembers which pairs go together, a network generalises to pairs never seen; both are trained as one, and on MovieLens-100K the network alone is as good.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/widedeep.html.md"""
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, NUMBER, SHARE, one_of
+from ..core.settings import COUNT, NUMBER, SHARE, Setting, one_of
 from ..data.features import Bags, bags, vocabulary
 from ..evaluation.metrics import auc
 from ..evaluation.pairs import pair_truth
@@ -62,7 +62,7 @@ class Side(nn.Module):
         self.register_buffer("code", torch.as_tensor(code), persistent=False)
         self.register_buffer("x", torch.as_tensor(x), persistent=False)
         self.widths, self.n_columns, self.dim = [c.size - 1 for c in features], len(columns), dim
-        self.ids = nn.Embedding(columns[0].size, dim)
+        self.ids = nn.Embedding(columns[0].size, dim, padding_idx=0)  # No gradient for row 0
         self.table = nn.Parameter(torch.empty(x.shape[1], dim))
         self.reset()
 
@@ -146,15 +146,20 @@ def meet(self: WideDeepNet, p: dict, q: dict, a: Tensor, b: Tensor) -> Tensor:
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #9875e842
 CLICK_RULES = {
-    "layers": WIDTHS,
+    "layers": Setting(WIDTHS.words, lambda v: isinstance(v, list | tuple) and WIDTHS.holds(v)),
     "dropout": SHARE,
     "threshold": NUMBER,
     **{n: COUNT for n in ("dim", "many", "negatives", "batch_size", "neighbours")},
 }
 
-
+# %% ../../nbs/40_models/28_widedeep.ipynb #fd9efe1b
 class ClickModel(PairScorer):
     "Probability that a pair is a yes, from a `PairNet`"
+
+    def _check_settings(self):
+        "Refuse wrong settings; widths are a list from here on, as in a saved model"
+        PairScorer._check_settings(self)
+        self.layers = list(self.layers)
 
     def _fit(self, train, valid, items, users):
         "Code what is known, then train"
@@ -292,7 +297,7 @@ class WideDeep(ClickModel):
         neighbours: int = 10,  # Known users whose vectors make a stranger's
         **training,  # See `models.neural.OPTIONS`; the metric is the AUC
     ):
-        self.kind, self.dim, self.layers, self.dropout = kind, dim, list(layers), dropout
+        self.kind, self.dim, self.layers, self.dropout = kind, dim, layers, dropout
         self.threshold, self.many, self.negatives = threshold, many, negatives
         self.batch_size, self.neighbours = batch_size, neighbours
         self._set_options({"metric": "auc"} | training)
