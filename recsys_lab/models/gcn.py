@@ -1,4 +1,4 @@
-"""Smoothing over the graph with a matrix and a nonlinearity in each layer, as it was invented for nodes with features; where a node is only its id, they learn little and cost much.
+"""Smoothing over the graph with a matrix and a nonlinearity in each layer, as it was invented for nodes with features; where a node is only its id, they may cost more than they bring.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/gcn.html.md"""
 
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import one_of
+from ..core.settings import Setting, one_of
 from ..data.interactions import Histories
 from .graph import Multiply, joined
 from .lightgcn import LightGCN
@@ -51,7 +51,7 @@ class Convolutions(nn.Embedding):
 
 # %% ../../nbs/40_models/30_gcn.ipynb #62ddb847
 _RULES = {
-    "weights": one_of(True, False),
+    "weights": Setting("True or False", lambda v: isinstance(v, bool)),
     "activation": one_of(*ACTIVATIONS),
     "combine": one_of("mean", "learned"),
 }

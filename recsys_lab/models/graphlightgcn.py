@@ -93,7 +93,7 @@ class GraphLightGCN(LightGCN):
         batch_size: int = 2048,
         **training,  # See `models.neural.OPTIONS`
     ):
-        self.edges = edges if isinstance(edges, str) else list(edges)
+        self.edges = list(edges) if isinstance(edges, list | tuple) else edges
         self.weight, self.neighbours = weight, neighbours
         super().__init__(dim, layers, reg, batch_size, **training)
         self.needs_items = bool(self._columns())

@@ -126,13 +126,16 @@ class Sage(nn.Module):
         return own + torch.log1p(degree.float()).unsqueeze(1) * self.degree
 
 # %% ../../nbs/40_models/31_graphsage.ipynb #2262d21c
+def _counts(value) -> bool:
+    "Is it a list, not empty, of whole numbers of at least 1?"
+    return isinstance(value, list) and bool(value) and all(map(COUNT.holds, value))
+
+
 _RULES = {
     "dim": COUNT,
-    "fanouts": Setting(
-        "a list of numbers of neighbours", lambda v: bool(v) and all(map(COUNT.holds, v))
-    ),
+    "fanouts": Setting("a list of numbers of neighbours", _counts),
     "aggregator": one_of("mean", "pool"),
-    "ids": one_of(True, False),
+    "ids": Setting("True or False", lambda v: isinstance(v, bool)),
     "cold": SHARE,
     "batch_size": COUNT,
 }
@@ -154,7 +157,8 @@ class GraphSAGE(NeuralRecommender):
         batch_size: int = 1024,
         **training,  # See `models.neural.OPTIONS`
     ):
-        self.dim, self.fanouts, self.aggregator = dim, list(fanouts), aggregator
+        self.fanouts = list(fanouts) if isinstance(fanouts, list | tuple) else fanouts
+        self.dim, self.aggregator = dim, aggregator
         self.columns, self.ids, self.cold, self.batch_size = columns, ids, cold, batch_size
         self._set_options(training)
 
