@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import Setting, one_of
+from ..core.settings import FLAG, one_of
 from ..data.interactions import Histories
 from .graph import Multiply, joined
 from .lightgcn import LightGCN
@@ -51,7 +51,7 @@ class Convolutions(nn.Embedding):
 
 # %% ../../nbs/40_models/30_gcn.ipynb #62ddb847
 _RULES = {
-    "weights": Setting("True or False", lambda v: isinstance(v, bool)),
+    "weights": FLAG,
     "activation": one_of(*ACTIVATIONS),
     "combine": one_of("mean", "learned"),
 }

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, SHARE, Setting, one_of
+from ..core.settings import COUNT, FLAG, SHARE, Setting, one_of
 from ..data.interactions import Histories, Interactions
 from .base import Unsupported, cosine
 from .bprmf import pair_loss
@@ -135,7 +135,7 @@ _RULES = {
     "dim": COUNT,
     "fanouts": Setting("a list of numbers of neighbours", _counts),
     "aggregator": one_of("mean", "pool"),
-    "ids": Setting("True or False", lambda v: isinstance(v, bool)),
+    "ids": FLAG,
     "cold": SHARE,
     "batch_size": COUNT,
 }

@@ -239,7 +239,12 @@ class PairScorer(NeuralRecommender):
         return scores
 
 # %% ../../nbs/40_models/23_neumf.ipynb #0dcd844b
-WIDTHS = Setting("a list of widths", lambda v: bool(v) and all(map(COUNT.holds, v)))
+def _widths(v) -> bool:
+    "Is it a list, not empty, of whole numbers of at least 1?"
+    return isinstance(v, list | tuple) and bool(v) and all(map(COUNT.holds, v))
+
+
+WIDTHS = Setting("a list of widths", _widths)
 _RULES = {
     "kind": one_of("neumf", "gmf", "mlp"),
     "layers": WIDTHS,
@@ -266,7 +271,8 @@ class NeuMF(PairScorer):
         neighbours: int = 10,  # Known users whose vectors make a stranger's
         **training,  # See `models.neural.OPTIONS`
     ):
-        self.kind, self.dim, self.layers, self.dropout = kind, dim, list(layers), dropout
+        self.kind, self.dim, self.dropout = kind, dim, dropout
+        self.layers = list(layers) if isinstance(layers, tuple) else layers  # as JSON gives it back
         self.negatives, self.batch_size, self.pretrain = negatives, batch_size, pretrain
         self.pretrain_epochs, self.neighbours, self.parts = pretrain_epochs, neighbours, {}
         self._set_options(training)

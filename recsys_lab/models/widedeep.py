@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, NUMBER, SHARE, Setting, one_of
+from ..core.settings import COUNT, NUMBER, SHARE, one_of
 from ..data.features import Bags, bags, vocabulary
 from ..evaluation.metrics import auc
 from ..evaluation.pairs import pair_truth
@@ -146,7 +146,7 @@ def meet(self: WideDeepNet, p: dict, q: dict, a: Tensor, b: Tensor) -> Tensor:
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #9875e842
 CLICK_RULES = {
-    "layers": Setting(WIDTHS.words, lambda v: isinstance(v, list | tuple) and WIDTHS.holds(v)),
+    "layers": WIDTHS,
     "dropout": SHARE,
     "threshold": NUMBER,
     **{n: COUNT for n in ("dim", "many", "negatives", "batch_size", "neighbours")},
