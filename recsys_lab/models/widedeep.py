@@ -111,28 +111,28 @@ class WideDeepNet(PairNet):
             self.mlp = JointMLP(*inputs, layers, dropout)
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #424d2cce
+def _part(net: WideDeepNet, side: Side, rows: Tensor, wide, half: str) -> dict[str, Tensor]:
+    "What is needed of some rows of a side: `wide` joins features, own weight and ones"
+    (v, x), out = side(rows), {}
+    if net.wide:
+        own = v[:, :, -1].sum(1, keepdim=True)
+        out["wide"] = torch.cat(wide(x, own, torch.ones_like(own)), 1)
+    if net.mlp:
+        out["deep"] = getattr(net.mlp, half)(v[:, :, : net.dim].flatten(1))
+    return out
+
+
 @patch
 def user_part(self: WideDeepNet, u: Tensor) -> dict[str, Tensor]:
     "What is needed of some users"
-    (v, x), out = self.users(u), {}
-    if self.wide:
-        own = v[:, :, -1].sum(1, keepdim=True)
-        out["wide"] = torch.cat([x @ self.cross, own, torch.ones_like(own)], 1)
-    if self.mlp:
-        out["deep"] = self.mlp.user_half(v[:, :, : self.dim].flatten(1))
-    return out
+    crossed = lambda x, own, one: [x @ self.cross, own, one]
+    return _part(self, self.users, u, crossed, "user_half")
 
 
 @patch
 def item_part(self: WideDeepNet, i: Tensor) -> dict[str, Tensor]:
     "What is needed of some items"
-    (v, z), out = self.items(i), {}
-    if self.wide:
-        own = v[:, :, -1].sum(1, keepdim=True)
-        out["wide"] = torch.cat([z, torch.ones_like(own), own], 1)
-    if self.mlp:
-        out["deep"] = self.mlp.item_half(v[:, :, : self.dim].flatten(1))
-    return out
+    return _part(self, self.items, i, lambda x, own, one: [x, one, own], "item_half")
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #b2ab6f08
 @patch
