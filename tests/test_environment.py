@@ -29,6 +29,7 @@ UNIMPORTED = {
     "execnb": "nbdev runs notebooks with it; its versions drift together",
     "nbstripout": "make docs",
     "dvc": "make repro",
+    "jsonschema": "later ones take two seconds to import",
     "ruamel-yaml-clib": "DVC reads params.yaml with it",
     "ruff": "make check",
     "pytest-xdist": "make test",

@@ -132,16 +132,33 @@ def test_a_second_run_does_nothing(project):
 
 
 def test_a_changed_parameter_runs_its_model_only(project):
+    "`dvc repro plan` writes the plans anew; `dvc status` then names what would run"
     file = project / "params.yaml"
     before = file.read_text()
     try:
         file.write_text(before.replace("ease: {lam: 200.0}", "ease: {lam: 300.0}"))
         assert file.read_text() != before
+        run(project, "dvc", "repro", "plan")
         stale = json.loads(run(project, "dvc", "status", "--json"))
     finally:
         file.write_text(before)
+        run(project, "dvc", "repro", "plan")
     models = {s.split("@")[1] for s in stale if s.startswith("evaluate")}
     assert models == {"ease"}, stale
+    assert run(project, "git", "status", "--porcelain") == ""
+
+
+def test_a_comment_runs_nothing(project):
+    "Comments and docstrings of a module change no number"
+    file = project / "recsys_lab/models/ease.py"
+    before = file.read_text()
+    try:
+        file.write_text(before + "\n# one more\n")
+        run(project, "dvc", "repro", "plan")
+        assert json.loads(run(project, "dvc", "status", "--json")) == {}
+    finally:
+        file.write_text(before)
+        run(project, "dvc", "repro", "plan")
 
 
 def test_a_wrong_byte_stops_it(project):

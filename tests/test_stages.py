@@ -1,65 +1,65 @@
-"A stage that trains a model depends on every module that the model runs"
+"A stage that trains a model depends on its plan, and a plan names every module that the model runs"
 
-import ast
-import re
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from recsys_lab.core.params import read_params
+from recsys_lab.reporting.plan import FREE, STUDIES, plan
 
 ROOT = Path(__file__).resolve().parents[1]
-FREE = (
-    "recsys_lab/core/",
-    "recsys_lab/reporting/",
-    "recsys_lab/data/ingest.py",
-)  # change no number
-
-
-def closure(module: Path, seen: set | None = None) -> set:
-    "A module of ours and all of ours that it imports, as paths from the top"
-    seen = set() if seen is None else seen
-    name = str(module.relative_to(ROOT))
-    if name in seen or not module.exists():
-        return seen
-    seen.add(name)
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            base = module.parents[node.level - 1] if node.level else ROOT
-            path = base.joinpath(*(node.module or "").split("."))
-            for file in (path.with_suffix(".py"), *(path / f"{a.name}.py" for a in node.names)):
-                closure(file, seen)
-    return seen
+LOADED = """
+import json, sys
+from recsys_lab.models.registry import make_model
+make_model({key!r}, {protocol!r})
+print(json.dumps([m for m in sys.modules if m.startswith("recsys_lab.")]))
+"""
 
 
 def stages() -> list:
-    "Stage, model's module, dependencies: for every stage that trains a model"
-    params = read_params(ROOT / "params.yaml")
+    "Every stage that trains a model"
     found = []
-    for file, key in (("dvc.yaml", "run"), ("benchmark/dvc.yaml", "benchmark")):
+    for file in ("dvc.yaml", "benchmark/dvc.yaml"):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
             todo = stage.get("do", stage)
-            if "10_evaluate" not in todo["cmd"] and "30_ablation" not in todo["cmd"]:
-                continue
-            models, matrix = (
-                params[key].get(name.removeprefix("evaluate-"), {}),
-                stage.get("matrix", {}),
-            )
-            modules = set(models.values()) | set(matrix.get("model", []))
-            modules |= {which["model"] for which in matrix.get("which", [])}
-            found += [pytest.param(m, todo["deps"], id=f"{name}-{m}") for m in sorted(modules)]
-    assert found
+            if any(study in todo["cmd"] for study in STUDIES):
+                found.append(pytest.param(todo, id=f"{file}:{name}"))
+    assert len(found) >= 8
     return found
 
 
-@pytest.mark.parametrize(("module", "deps"), stages())
-def test_deps_cover_what_runs(module, deps):
-    deps = [re.sub(r"\$\{item[a-z.]*\}", module, d) for d in deps]
-    needed = closure(ROOT / f"recsys_lab/models/{module}.py")
-    missing = [
-        f
-        for f in sorted(needed)
-        if not f.startswith(FREE) and not any(f == d or f.startswith(f"{d}/") for d in deps)
-    ]
-    assert not missing, f"the stage does not depend on {missing}"
+@pytest.mark.parametrize("todo", stages())
+def test_it_depends_on_its_plan(todo):
+    words = dict(w.split("=", 1) for w in todo["cmd"].split() if "=" in w)
+    assert f"artifacts/plan/{words['protocol']}/{words['model']}.json" in todo["deps"]
+    assert next(s for s in STUDIES if s in todo["cmd"]) in todo["deps"]
+
+
+def test_every_stage_that_runs_has_a_plan():
+    "What DVC resolved depends on files that the plan stage writes"
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    params = read_params(ROOT / "params.yaml")
+    for name in (s for s in lock if s.startswith("evaluate-")):
+        protocol, key = name.removeprefix("evaluate-").split("@")
+        assert key in params["run"][protocol]
+        used = [d["path"] for d in lock[name]["deps"]]
+        assert f"artifacts/plan/{protocol}/{key}.json" in used
+
+
+@pytest.mark.parametrize(
+    ("key", "protocol"),
+    [("hybrid", "ml100k-ratio"), ("bprmf", "ml100k-time"), ("sasrec", "ml100k-time")],
+)
+def test_a_plan_names_what_is_loaded(key, protocol):
+    "Modules that a fresh process has loaded once the model is made"
+    code = LOADED.format(key=key, protocol=protocol)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = {m for m in json.loads(told.stdout) if not m.startswith(FREE)}
+    chapters = {"recsys_lab.data", "recsys_lab.evaluation", "recsys_lab.training"}
+    missing = loaded - chapters - plan(key, protocol)["code"].keys()
+    assert f"recsys_lab.models.{key}" in loaded
+    assert not missing

@@ -24,10 +24,6 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../../nbs/80_reporting/02_studies.ipynb #2aa151a8
-sys.modules.setdefault("rfc3987_syntax", None)
-
-# %% ../../nbs/80_reporting/02_studies.ipynb #1b7e0624
 import nbformat
 import papermill as pm
 from jupyter_client.manager import AsyncKernelManager
