@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys_lab.cli.app import app
-from recsys_lab.data.sources import load_dataset
+from recsys_lab.data.loaders import load_dataset
 from recsys_lab.reporting import speed
 
 ROOT = Path(__file__).resolve().parents[1]

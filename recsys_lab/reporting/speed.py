@@ -264,7 +264,7 @@ def _judging(model, split, repeats: int, folder: Path) -> dict:
 # %% ../../nbs/80_reporting/06_speed.ipynb #8219a572
 def _tables(data: str) -> dict:
     "What is known of users and items"
-    from recsys_lab.data.sources import load_items, load_users
+    from recsys_lab.data.loaders import load_items, load_users
 
     return {"items": load_items(data), "users": load_users(data)}
 
@@ -367,7 +367,7 @@ def split_folder(
     task: SpeedTask,
 ) -> Path:  # Holds the saved split and, in `csv/`, its parts
     "Make and keep the split that both programs read"
-    from recsys_lab.data.sources import load_dataset
+    from recsys_lab.data.loaders import load_dataset
     from recsys_lab.data.split import split_leave_one_out, split_ratio
 
     kind = task.split if task.threshold is None else f"{task.split}-labels"
