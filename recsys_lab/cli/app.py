@@ -273,7 +273,8 @@ def speed(
     ] = True,
 ):
     "Time ours beside RecBole, in turns; write reports/speed.csv and reports/speed.json."
-    from recsys_lab.reporting.speed import Busy, Settings, compare_speed
+    from recsys_lab.reporting.speed import compare_speed
+    from recsys_lab.reporting.timing import Busy, Settings
 
     say = lambda text: print(text, flush=True)
     try:
