@@ -16,22 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recsys_lab.data.fetching import FetchError, fetch, fetch_source
 from recsys_lab.data.ingest import InputError, from_csv, from_frame
 from recsys_lab.data.interactions import Interactions
+from recsys_lab.data.loaders import load_dataset, load_items
 from recsys_lab.data.prepare import dedup, k_core, prepare_parquet
 from recsys_lab.data.protocols import load_protocol
-from recsys_lab.data.sources import (
-    EMBEDDED,
-    FetchError,
-    Source,
-    data_folder,
-    faults,
-    fetch,
-    fetch_source,
-    load_dataset,
-    load_items,
-    source,
-)
+from recsys_lab.data.sources import EMBEDDED, Source, data_folder, faults, source
 from recsys_lab.data.split import (
     LeakError,
     ratio_counts,
@@ -174,7 +165,7 @@ def test_killed_fetch_leaves_no_half_folder(tmp_path, monkeypatch):
     os.mkfifo(pipe)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.test_data import toy; from recsys_lab.data.sources import fetch_source\n"
+        "from tests.test_data import toy; from recsys_lab.data.fetching import fetch_source\n"
         "fetch_source(toy(), sys.argv[2])"
     )
     env = os.environ | {"RECSYS_LAB_MIRROR": str(tmp_path / "mirror")}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys_lab.cli.app import app
-from recsys_lab.data.sources import load_dataset
-from recsys_lab.reporting import speed
+from recsys_lab.data.loaders import load_dataset
+from recsys_lab.reporting import speed, speedtasks, timing
+from recsys_lab.reporting.speedtasks import TASKS
+from recsys_lab.reporting.timing import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"say": lambda text: None}
@@ -45,21 +48,23 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "peers").mkdir()
     (tmp_path / "peers" / "recbole_run.py").write_text(STAND_IN)
     monkeypatch.setenv("RECSYS_LAB_ROOT", str(tmp_path))
-    monkeypatch.setattr(speed, "peer_python", lambda: Path(sys.executable))
+    for module in (speed, speedtasks):
+        monkeypatch.setattr(module, "peer_python", lambda: Path(sys.executable))
     monkeypatch.setattr(speed, "commit", lambda: "a21d0bd")
     return tmp_path
 
 
 def tiny(name: str, **change):
     "A task small enough for a test"
-    return speed.SpeedTask(**{**speed.asdict(speed.TASKS[name]), "repeats": 1, **change})
+    return replace(TASKS[name], **{"repeats": 1, **change})
 
 
 def test_a_comparison_from_end_to_end(place, monkeypatch):
     monkeypatch.setattr(speed, "TASKS", {"bprmf": tiny("bprmf", epochs=2)})
-    monkeypatch.setattr(speed, "wait_until", lambda measure, limit, *_, **__: 0.0)
-    monkeypatch.setattr(speed, "DURING", 2.0)
-    (found,) = speed.compare_speed(settings=speed.Settings(threads=1, **QUIET))
+    for module in (speed, timing):
+        monkeypatch.setattr(module, "wait_until", lambda measure, limit, *_, **__: 0.0)
+    monkeypatch.setattr(timing, "DURING", 2.0)
+    (found,) = speed.compare_speed(settings=Settings(threads=1, **QUIET))
     table = pd.read_csv(place / "reports" / "speed.csv")
     assert table.task.tolist()[0] == "bprmf epoch (ml100k)"
     assert table.peer_s.tolist()[0] == 2.0
@@ -72,7 +77,7 @@ def test_a_comparison_from_end_to_end(place, monkeypatch):
 
 def test_nothing_is_recorded_without_the_idle_check(place, monkeypatch):
     monkeypatch.setattr(speed, "TASKS", {"ease": tiny("ease")})
-    settings = speed.Settings(threads=1, idle=False, **QUIET)
+    settings = Settings(threads=1, idle=False, **QUIET)
     (found,) = speed.compare_speed(["ease"], settings)
     assert found["ratio"] > 0 and not (place / "reports").exists()
 
@@ -84,21 +89,21 @@ def test_both_sides_are_judged_alike(place):
     from recsys_lab.models.ease import EASE
 
     task = tiny("ease")
-    folder = speed.split_folder(task)
+    folder = speedtasks.split_folder(task)
     split = Split.load(folder / "split")
     model = EASE(**task.args).fit(split.train)
     own = evaluate(model, split)
     np.save(folder / "top.npy", np.column_stack([own.codes, own.top]))
-    users = speed.judged([folder, folder], speed.test_task(split))
+    users = speed.judged([folder, folder], speedtasks.test_task(split))
     assert users["user_id"].tolist() == own.users["user_id"].tolist()
     assert np.allclose(users["ndcg@10"], own.users["ndcg@10"], atol=1e-15)
     np.save(folder / "top.npy", np.column_stack([own.codes, own.top])[1:])
-    less = speed.judged([folder], speed.test_task(split))
+    less = speed.judged([folder], speedtasks.test_task(split))
     assert less["ndcg@10"][0] == 0, "a user without a list scores 0 and stays in the mean"
 
 
 def test_the_peer_reads_the_rows_of_the_split(place):
-    folder = speed.split_folder(tiny("sasrec"))
+    folder = speedtasks.split_folder(tiny("sasrec"))
     parts = {p: pd.read_csv(folder / "csv" / f"{p}.csv") for p in ("train", "valid", "test")}
     data = load_dataset("ml100k")
     assert [len(p) for p in parts.values()] == [len(data) - 2 * data.n_users, 943, 943]
@@ -125,26 +130,26 @@ def test_a_disturbed_run_is_made_again_and_then_refused(place, monkeypatch):
         (out / "run.json").write_text("{}")
         return {"others": 0.5} if len(calls) < 2 else quiet
 
-    monkeypatch.setattr(speed, "measured", run)
-    monkeypatch.setattr(speed, "busy_share", lambda: 0.0)
-    settings = speed.Settings(**QUIET)
-    found = speed.one_run(tiny("ease"), "ours", 0, settings)
+    monkeypatch.setattr(timing, "measured", run)
+    monkeypatch.setattr(timing, "busy_share", lambda: 0.0)
+    settings = Settings(**QUIET)
+    found = timing.one_run(tiny("ease"), "ours", 0, settings)
     assert found["used"] == {"others": 0.01, "before": 0.0}
     assert len(calls) == 2
     quiet["others"], calls[:] = 0.4, []
-    with pytest.raises(speed.Busy, match="other programs used 40% of the processors during"):
-        speed.one_run(tiny("ease"), "ours", 0, settings)
+    with pytest.raises(timing.Busy, match="other programs used 40% of the processors during"):
+        timing.one_run(tiny("ease"), "ours", 0, settings)
     assert len(calls) == 2
 
 
 def test_others_are_told_from_ourselves(tmp_path):
     "A process that keeps a core busy is seen; the run's own work is not counted as others'"
     spin = "import time\nend = time.time() + {}\nwhile time.time() < end: pass"
-    alone = speed.measured([sys.executable, "-c", "sum(range(20_000_000))"], tmp_path)
+    alone = timing.measured([sys.executable, "-c", "sum(range(20_000_000))"], tmp_path)
     assert alone["cpu_s"] > 0.2 and alone["others"] < 1
     other = subprocess.Popen([sys.executable, "-c", spin.format(30)])
     try:
-        beside = speed.measured([sys.executable, "-c", spin.format(1)], tmp_path)
+        beside = timing.measured([sys.executable, "-c", spin.format(1)], tmp_path)
     finally:
         other.kill()
         other.wait()
@@ -153,8 +158,8 @@ def test_others_are_told_from_ourselves(tmp_path):
 
 def test_a_failed_run_says_where_to_look(place):
     (place / "peers" / "recbole_run.py").write_text("raise SystemExit('no such model')")
-    with pytest.raises(speed.SpeedError, match=r"no such model; see .*log\.txt"):
-        speed.one_run(tiny("ease"), "peer", 0, speed.Settings(idle=False, **QUIET))
+    with pytest.raises(speedtasks.SpeedError, match=r"no such model; see .*log\.txt"):
+        timing.one_run(tiny("ease"), "peer", 0, Settings(idle=False, **QUIET))
 
 
 def test_the_sides_take_turns(monkeypatch):
@@ -164,8 +169,8 @@ def test_the_sides_take_turns(monkeypatch):
         order.append((side, number))
         return {"fit_s": 1.0, "build_s": 1.0, "used": {"peak_mb": 1.0}}
 
-    monkeypatch.setattr(speed, "one_run", run)
-    speed.run_task(speed.TASKS["ease"], speed.Settings(repeats=2, **QUIET))
+    monkeypatch.setattr(timing, "one_run", run)
+    timing.run_task(TASKS["ease"], Settings(repeats=2, **QUIET))
     assert order == [("ours", 0), ("peer", 0), ("ours", 1), ("peer", 1)]
 
 
@@ -180,9 +185,9 @@ def test_ours_goes_on_until_it_stands_where_the_peer_did(monkeypatch):
         values = (0.1, 0.2, 0.2, 0.4) if kind == "-long" else values
         return {"epochs": rows(*values), "used": {"peak_mb": 1.0}, "asked": task.epochs}
 
-    monkeypatch.setattr(speed, "one_run", run)
+    monkeypatch.setattr(timing, "one_run", run)
     monkeypatch.setattr(speed, "quality", lambda task, numbers, kind="": list(numbers))
-    runs = speed.run_task(tiny("bprmf", repeats=2, epochs=2), speed.Settings(**QUIET))
+    runs = timing.run_task(tiny("bprmf", repeats=2, epochs=2), Settings(**QUIET))
     assert {i: r["asked"] for i, r in runs["long"].items()} == {0: 10}
     more = speed._extras(runs["task"], runs)
     assert [e["ours_epoch"] for e in more["to_best"]["each"]] == [4, 1]

@@ -98,7 +98,7 @@ def record_runs(
 @lru_cache(maxsize=8)
 def _evaluated(protocol: str, key: str, seed: int) -> pd.Series:
     "Metric -> value of one model, made anew"
-    from recsys_lab.data.sources import load_items
+    from recsys_lab.data.loaders import load_items
     from recsys_lab.evaluation.beyond import tag_matrix
     from recsys_lab.evaluation.evaluate import evaluate
     from recsys_lab.models.registry import make_model

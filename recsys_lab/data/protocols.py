@@ -14,8 +14,9 @@ import numpy as np
 
 from ..core.params import params
 from .interactions import Interactions
+from .loaders import load_dataset
 from .prepare import k_core, min_rating
-from .sources import data_folder, load_dataset
+from .sources import data_folder
 from .split import Split, finish, split_leave_one_out, split_ratio, split_time
 
 # %% ../../nbs/10_data/08_protocols.ipynb #58f7fc5a

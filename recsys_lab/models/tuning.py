@@ -18,8 +18,8 @@ from ruamel.yaml.comments import CommentedMap
 
 from ..core.files import atomic_write, root
 from ..core.params import BENCHMARK, check_params, params, read_params, read_yaml
+from ..data.loaders import load_items
 from ..data.protocols import load_protocol
-from ..data.sources import load_items
 from ..data.split import hold_out
 from .registry import make_model, models_of
 from ..training.tune import tune
