@@ -58,11 +58,12 @@ class PointBatches:
         many: int = 1,  # Pairs drawn for each taken one
         negatives: Negatives | None = None,  # None: uniform
         device: torch.device | str = "cpu",
+        more: tuple[np.ndarray, ...] = (),  # Further values of taken pairs, each (len(train), ...)
     ):
         if batch_size < 1 or many < 1:
             raise ValueError(f"batch_size and many must be at least 1, got {batch_size} and {many}")
         self.pairs = PairBatches(train, max(1, batch_size // (1 + many)), negatives, device)
-        self.many = many
+        self.many, self.more = many, [torch.as_tensor(x, device=device) for x in more]
 
     def __len__(self):
         return len(self.pairs)
@@ -72,7 +73,7 @@ class PointBatches:
 def epoch(
     self: PointBatches,
     generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # Users, items, labels 1.0 or 0.0, each (n,)
+) -> Iterator[tuple[Tensor, ...]]:  # Users, items, labels 1.0 or 0.0, each (n,), and `more`
     "One pass over all taken pairs, in a new order"
     own, size = self.pairs, self.pairs.batch_size
     order = torch.randperm(len(own.user), generator=generator, device=own.user.device)
@@ -81,8 +82,9 @@ def epoch(
     item = torch.cat([own.item[order].unsqueeze(1), drawn], dim=1)
     label = torch.zeros(size, 1 + self.many, device=item.device)
     label[:, 0] = 1
-    for u, i in zip(user.split(size), item.split(size), strict=True):
-        yield u.reshape(-1), i.reshape(-1), label[: len(u)].reshape(-1)
+    for u, i, rows in zip(*(x.split(size) for x in (user, item, order)), strict=True):
+        more = (x[rows].repeat_interleave(1 + self.many, 0) for x in self.more)
+        yield u.reshape(-1), i.reshape(-1), label[: len(u)].reshape(-1), *more
 
 # %% ../../nbs/30_training/02_batches.ipynb #4631a877
 class LabelBatches:
@@ -94,6 +96,7 @@ class LabelBatches:
         labels: np.ndarray,  # Of each row, shape (len(train),)
         batch_size: int = 2048,  # Rows in one update
         device: torch.device | str = "cpu",
+        more: tuple[np.ndarray, ...] = (),  # Further values of each row, each (len(train), ...)
     ):
         if batch_size < 1 or np.shape(labels) != (len(train),):
             raise ValueError(
@@ -101,14 +104,14 @@ class LabelBatches:
                 f"got {batch_size} and shape {np.shape(labels)}"
             )
         to = lambda x: torch.as_tensor(np.asarray(x), device=device)
-        self.rows = to(train.user).long(), to(train.item).long(), to(labels).float()
+        self.rows = to(train.user).long(), to(train.item).long(), to(labels).float(), *map(to, more)
         self.batch_size = batch_size
 
     def __len__(self):
         return -(-len(self.rows[0]) // self.batch_size)
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        "One pass over all rows, in a new order"
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        "One pass over all rows, in a new order: users, items, labels, and `more`"
         order = torch.randperm(len(self.rows[0]), generator=generator, device=generator.device)
         yield from zip(*(x[order].split(self.batch_size) for x in self.rows), strict=True)
 
