@@ -156,6 +156,8 @@ CLICK_RULES = {
 class ClickModel(PairScorer):
     "Probability that a pair is a yes, from a `PairNet`"
 
+    label = "rating"  # Column with what became of a pair
+
     def _check_settings(self):
         "Refuse wrong settings; widths are a list from here on, as in a saved model"
         PairScorer._check_settings(self)
@@ -168,15 +170,28 @@ class ClickModel(PairScorer):
         self.columns = [columns_of(*side, self.many) for side in sides]
         NeuralRecommender._fit(self, train, valid, items, users)
 
-    def _batches(self, train, device) -> LabelBatches | PointBatches:
-        if "rating" not in train.columns:
-            return PointBatches(train, self.batch_size, self.negatives, device=device)
-        return LabelBatches(train, pair_truth(train, self.threshold), self.batch_size, device)
+    def _more(self, train) -> tuple[np.ndarray, ...]:
+        "What the network reads of a row beside user and item"
+        return ()
 
     def _loss(self, net: PairNet, batch) -> Tensor:
         "Cross-entropy of the answer"
-        user, item, label = batch
-        return F.binary_cross_entropy_with_logits(net(user, item), label)
+        user, item, label, *more = batch
+        return F.binary_cross_entropy_with_logits(net(user, item, *more), label)
+
+# %% ../../nbs/40_models/28_widedeep.ipynb #b47816f1
+@patch
+def _batches(self: ClickModel, train, device) -> LabelBatches | PointBatches:
+    "Rows with their answers, or with drawn pairs where there are no ratings"
+    more = self._more(train)
+    if self.label == ClickModel.label and self.label not in train.columns:
+        return PointBatches(train, self.batch_size, self.negatives, device=device, more=more)
+    labels = pair_truth(train, self.threshold, self.label)
+    if self.label != ClickModel.label and labels.min() == labels.max():
+        raise ValueError(
+            f"threshold {self.threshold}: every {self.label!r} gives the label {labels[0]:.0f}"
+        )
+    return LabelBatches(train, labels, self.batch_size, device, more)
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #cf43c430
 @patch
@@ -191,9 +206,9 @@ def _measure(self: ClickModel, train, valid):
     "AUC of the validation rows as the network is now, or a ranking metric"
     if self.options["metric"] != "auc":
         return NeuralRecommender._measure(self, train, valid)
-    if "rating" not in valid.columns:
+    if self.label not in valid.columns:
         raise ValueError("metric 'auc' needs ratings in valid; without them use metric='ndcg@10'")
-    truth = pair_truth(valid, self.threshold)
+    truth = pair_truth(valid, self.threshold, self.label)
 
     def metric() -> float:
         self._freeze()
