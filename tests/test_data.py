@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recsys_lab.data.fetching import FetchError, fetch, fetch_source
 from recsys_lab.data.ingest import InputError, from_csv, from_frame
 from recsys_lab.data.interactions import Interactions
-from recsys_lab.data.loaders import load_dataset, load_items
+from recsys_lab.data.loaders import load_dataset, load_items, load_users
 from recsys_lab.data.prepare import dedup, k_core, prepare_parquet
 from recsys_lab.data.protocols import load_protocol
 from recsys_lab.data.sources import EMBEDDED, Source, data_folder, faults, source
@@ -44,7 +44,7 @@ quick = settings(
 def mirrored(mirror, tmp_path_factory) -> Path:
     "A data folder filled from the mirror"
     folder = tmp_path_factory.mktemp("mirrored")
-    fetch(["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small"], folder)
+    fetch(["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small", "kuairand"], folder)
     return folder
 
 
@@ -69,6 +69,16 @@ def test_leave_one_out_is_the_published_file(mirrored):
     for code, history in enumerate(ours.histories()):
         mine = [number[ours.item_ids[i]] for i in history]
         assert mine == published[ours.user_ids[code]], ours.user_ids[code]
+
+
+def test_tables_of_kuairand_describe_everyone_in_the_log(mirrored):
+    log = load_dataset("kuairand", mirrored)
+    videos, people = load_items("kuairand", mirrored), load_users("kuairand", mirrored)
+    assert set(log.item_ids) <= set(videos.item_id) and videos.item_id.is_unique
+    assert set(log.user_ids) <= set(people.user_id) and people.user_id.is_unique
+    assert {"title", "year", "genres", "author_id", "video_duration"} <= set(videos)
+    assert (videos.genres.map(len) > 0).mean() > 0.95 and videos.year.notna().all()
+    assert not {c for c in videos if c.endswith("_cnt")}, "counts over the whole log leak"
 
 
 def test_the_wheel_keeps_the_original_order(mirrored):

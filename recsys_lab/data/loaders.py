@@ -189,12 +189,36 @@ def _original_users(folder: Path) -> pd.DataFrame:
     names = ["user_id", "gender", "age", "occupation", "zip_code"]
     return _colons(folder / "users.dat", names).to_pandas()
 
+# %% ../../nbs/10_data/02b_loaders.ipynb #6d281d30
+def _names(columns) -> list[pl.Expr]:
+    "Numbers that only name something, as text"
+    return [pl.col(c).cast(pl.Int64).cast(pl.String) for c in columns]
+
+
+def _kuairand_items(folder: Path) -> pd.DataFrame:
+    "Videos of KuaiRand"
+    frame = pl.read_csv(folder / "video_features_basic_pure.csv", schema_overrides={"tag": str})
+    codes = _names(["author_id", "music_id", "music_type", "visible_status"])
+    tags = pl.col("tag").str.split(",").fill_null(pl.lit([], dtype=pl.List(pl.String)))
+    title, year = pl.format("Video {}", "video_id"), pl.col("upload_dt").str.slice(0, 4)
+    known = frame.with_columns(*codes, title=title, year=year.cast(pl.Int64), genres=tags)
+    return _items(known.rename({"video_id": "item_id"}).drop("tag"))
+
+
+def _kuairand_users(folder: Path) -> pd.DataFrame:
+    "Users of KuaiRand"
+    frame = pl.read_csv(folder / "user_features_pure.csv")
+    return frame.with_columns(
+        _names(c for c in frame.columns if c.startswith("onehot_feat"))
+    ).to_pandas()
+
 # %% ../../nbs/10_data/02b_loaders.ipynb #85869423
 ITEMS = {
     "ml100k": _recbole_items,
     "ml1m": _recbole_items,
     "ml1m_original": lambda f: _titles(_colons(f / "movies.dat", ["item_id", "title", "genres"])),
     "ml_latest_small": _small_items,
+    "kuairand": _kuairand_items,
 }
 
 
@@ -213,6 +237,7 @@ USERS = {
     "ml100k": lambda f: _recbole(f / "ml-100k.user").to_pandas(),
     "ml1m": lambda f: _recbole(f / "ml-1m.user").to_pandas(),
     "ml1m_original": _original_users,
+    "kuairand": _kuairand_users,
     "filmtrust": _friends("trust.txt", " "),
     "lastfm_2k": _friends("friends.txt", "\t"),
 }

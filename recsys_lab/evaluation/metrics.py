@@ -262,26 +262,21 @@ def _pair(y, p, y_name: str, p_name: str) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"{name} is not finite in {bad} of {len(v)} rows: drop or fix them")
     return y, p
 
-
-def _labels(y: np.ndarray):
-    "Refuse anything but zeros and ones"
-    if other := int((~np.isin(y, (0, 1))).sum()):
-        raise ValueError(f"labels must be 0 or 1, {other} of {len(y)} rows are not")
-
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #4398c0c7
 def check_pairs(
     y,  # What became of each pair, shape (n,)
     p,  # What was predicted, shape (n,)
     y_name: str,  # For the message
     p_name: str,
-    labels: bool = False,  # Are `y` labels and `p` probabilities?
+    labels: bool = False,  # Must `y` be 0 or 1?
+    probabilities: bool = False,  # Must `p` be in [0, 1]?
 ) -> tuple[np.ndarray, np.ndarray]:  # Both as float64
     "Two finite arrays of one length, refused where they cannot be judged"
     y, p = _pair(y, p, y_name, p_name)
-    if labels:
-        _labels(y)
-        if bad := int(((p < 0) | (p > 1)).sum()):
-            raise ValueError(f"{p_name} must be in [0, 1], {bad} of {len(p)} rows are not")
+    if labels and (other := int((~np.isin(y, (0, 1))).sum())):
+        raise ValueError(f"labels must be 0 or 1, {other} of {len(y)} rows are not")
+    if probabilities and (bad := int(((p < 0) | (p > 1)).sum())):
+        raise ValueError(f"{p_name} must be in [0, 1], {bad} of {len(p)} rows are not")
     return y, p
 
 # %% ../../nbs/20_evaluation/00_metrics.ipynb #6463e6cc
@@ -292,8 +287,7 @@ def auc(
     "Chance that a random positive scores above a random negative"
     from sklearn.metrics import roc_auc_score
 
-    y, s = _pair(labels, scores, "labels", "scores")
-    _labels(y)
+    y, s = check_pairs(labels, scores, "labels", "scores", labels=True)
     if y.min() == y.max():
         raise ValueError(f"labels are all {y[0]:.0f} in {len(y)} rows: AUC needs both classes")
     return float(roc_auc_score(y, s))
@@ -306,8 +300,16 @@ def logloss(
     "Mean surprise of the labels under the predicted probabilities"
     from sklearn.metrics import log_loss
 
-    y, p = check_pairs(labels, probabilities, "labels", "probabilities", labels=True)
+    y, p = check_pairs(labels, probabilities, "labels", "probabilities", True, True)
     return float(log_loss(y, p, labels=[0, 1]))
+
+# %% ../../nbs/20_evaluation/00_metrics.ipynb #0a1e9bf4
+def _error(measure: str, ratings: np.ndarray, predictions: np.ndarray) -> float:
+    "A measure of scikit-learn for numbers, by its name there"
+    from sklearn import metrics
+
+    pairs = check_pairs(ratings, predictions, "ratings", "predictions")
+    return float(getattr(metrics, measure)(*pairs))
 
 
 def rmse(
@@ -315,9 +317,7 @@ def rmse(
     predictions: np.ndarray,  # Same unit, shape (n,)
 ) -> float:  # In the unit of the ratings
     "Root of the mean squared error"
-    from sklearn.metrics import root_mean_squared_error
-
-    return float(root_mean_squared_error(*_pair(ratings, predictions, "ratings", "predictions")))
+    return _error("root_mean_squared_error", ratings, predictions)
 
 
 def mae(
@@ -325,6 +325,4 @@ def mae(
     predictions: np.ndarray,  # Same unit, shape (n,)
 ) -> float:  # In the unit of the ratings
     "Mean of the absolute error"
-    from sklearn.metrics import mean_absolute_error
-
-    return float(mean_absolute_error(*_pair(ratings, predictions, "ratings", "predictions")))
+    return _error("mean_absolute_error", ratings, predictions)

@@ -124,13 +124,14 @@ def judge_pairs(
     "Errors of given predictions: of ratings, or with a threshold of labels"
     task = "ratings" if threshold is None else "labels"
     given = pair_truth(data, threshold, value)
-    truth, predictions = check_pairs(given, predictions, "truth", "predictions", task == "labels")
+    clicks = task == "labels"
+    truth, predictions = check_pairs(given, predictions, "truth", "predictions", clicks, clicks)
     codes, row = np.unique(data.user, return_inverse=True)
     n = np.bincount(row)
     users = pd.DataFrame({"user_id": data.user_ids[codes], "n_history": 0, "n_truth": n})
     for name, each in _losses(truth, predictions, task).items():
         users[name] = np.bincount(row, each) / n
-    if task == "labels":
+    if clicks:
         users["auc"] = _own_auc(row, truth, predictions, len(codes))
     info = {"protocol": "pairs", "task": task, "users": len(codes), "pairs": len(truth)}
     pairs = pd.DataFrame({"row": row, "truth": truth, "prediction": predictions})

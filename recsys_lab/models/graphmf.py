@@ -44,7 +44,7 @@ class GraphMF(LightGCN):
 @patch
 def _batches(self: GraphMF, train, device) -> UserBatches:
     "Users with all their items; the graph is made as for LightGCN"
-    LightGCN._batches(self, train, device)
+    self._make_graph(train, device)
     return UserBatches(train, self.batch_size, device)
 
 

@@ -52,12 +52,18 @@ def _adjacency(self: LightGCN, train) -> sp.csr_matrix:
 
 
 @patch
-def _batches(self: LightGCN, train, device) -> PairBatches:
-    "Pairs; the graph is made here because it belongs to the training data"
+def _make_graph(self: LightGCN, train, device):
+    "Keep the normalised graph of the training data, and how many edges each item has"
     A = self._adjacency(train)
     self.graph = as_torch(normalised(A), device)
     degree = np.maximum(np.asarray(A.sum(axis=1)).ravel(), 1)
     self.degree = degree[self.n_users :][: self.n_items]
+
+
+@patch
+def _batches(self: LightGCN, train, device) -> PairBatches:
+    "Pairs; the graph is made here because it belongs to the training data"
+    self._make_graph(train, device)
     return PairBatches(train, self.batch_size, device=device)
 
 
