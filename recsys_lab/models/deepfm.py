@@ -12,6 +12,7 @@ import copy
 import json
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -54,17 +55,21 @@ class DeepFMNet(PairNet):
         self.fm, self.bias = kind != "deep", nn.Parameter(torch.zeros(1))
         self.users, self.items = Side(users, dim + 1), Side(items, dim + 1)
         self.context = nn.Embedding(context.size, dim + 1, padding_idx=0)
-        for side in (self.users, self.items):
-            side.reset(0.1)  # Products of smaller vectors would vanish
-        nn.init.normal_(self.context.weight, std=0.1)
-        tables = [w for s in (self.users, self.items) for w in (s.ids.weight, s.table)]
-        for weight in (*tables, self.context.weight):
-            weight.data[:, -1] = 0
-        self.context.weight.data[0] = 0
         n_fields = [self.users.n_columns, sum(context.widths.values()), self.items.n_columns]
         self.widths = [dim * n for n in n_fields]
         left = self.widths[0] + self.widths[1], self.widths[2]
         self.mlp = JointMLP(*left, layers, dropout) if kind != "fm" else None
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self, std: float = 0.1):  # Products of smaller vectors would vanish
+        "Draw vectors; weights, and what belongs to unknown codes, start at zero"
+        sides = self.users, self.items
+        for side in sides:
+            side.reset(std)
+        nn.init.normal_(self.context.weight, std=std)[0] = 0
+        for weight in (*(w for s in sides for w in (s.ids.weight, s.table)), self.context.weight):
+            weight[:, -1] = 0
 
 # %% ../../nbs/40_models/37_deepfm.ipynb #23a2c0ad
 @patch
@@ -93,7 +98,7 @@ def item_part(self: DeepFMNet, i: Tensor) -> dict[str, Tensor]:
     "What is needed of some items"
     return self.part(self.items(i)[0], 2)
 
-
+# %% ../../nbs/40_models/37_deepfm.ipynb #9e2127b2
 @patch
 def asked(self: DeepFMNet, people: dict[str, Tensor], codes: Tensor, values: Tensor):
     "Parts of users, each with a request: codes and values of shape (n, fields)"
@@ -168,7 +173,7 @@ def __init__(
     self.batch_size, self.neighbours = batch_size, neighbours
     self._set_options({"metric": "auc"} | training)
 
-
+# %% ../../nbs/40_models/37_deepfm.ipynb #e0f883e1
 @patch
 def _check_settings(self: DeepFM):
     "Refuse wrong settings; names are a list from here on, as in a saved model"
@@ -180,12 +185,10 @@ def _check_settings(self: DeepFM):
 def _fit(self: DeepFM, train, valid, items, users):
     "Code the requests, then train"
     self.fields = fields(train.columns, self.context, self.buckets, self.cyclic)
-    codes, values = self.fields.encode(train.columns)
-    ends, some = train.offsets[1:] - 1, train.user_counts() > 0
-    latest = np.zeros((self.n_users + 1, codes.shape[1]), np.int64)  # The last is unknown
-    weight = np.ones(latest.shape, np.float32)
-    latest[:-1][some], weight[:-1][some] = codes[ends[some]], values[ends[some]]
-    self.request = latest, weight
+    shape, some = (self.n_users + 1, sum(self.fields.widths.values())), train.user_counts() > 0
+    self.request = np.zeros(shape, np.int64), np.ones(shape, np.float32)  # The last is unknown
+    for latest, rows in zip(self.request, self._more(train), strict=False):
+        latest[:-1][some] = rows[train.offsets[1:][some] - 1]
     ClickModel._fit(self, train, valid, items, users)
 
 
@@ -254,15 +257,11 @@ def asked(
     self._need_fit()
     if unknown := [k for k in context if k not in self.context]:
         raise ValueError(f"context {unknown} is none of the model's columns {self.context}")
-    out, self_codes = copy.copy(self), [x.copy() for x in self.request]
-    full = {k: np.array([context.get(k, np.nan)]) for k in self.fields.names}
-    new, start = self.fields.encode(full), 0
-    for name, width in self.fields.widths.items():
-        if name in context:
-            for now, then in zip(self_codes, new, strict=True):
-                now[:, start : start + width] = then[:, start : start + width]
-        start += width
-    out.request, out.known = tuple(self_codes), self.people
+    new = self.fields.encode({k: [context.get(k, np.nan)] for k in self.fields.names})
+    widths = self.fields.widths
+    told = np.repeat([k in context for k in widths], list(widths.values()))
+    out = copy.copy(self)
+    out.request = tuple(np.where(told, a, b) for a, b in zip(new, self.request, strict=True))
     request = [torch.as_tensor(x, device=self.net.bias.device) for x in out.request]
     with torch.no_grad():
         out.known = self.net.asked(self.people, *request)
