@@ -45,6 +45,7 @@ SMALL = {
     "svd": {"dim": 4, "ridge": 1.0},
     "widedeep": CLICKS,
     "dcn": CLICKS,
+    "deepfm": CLICKS,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }
