@@ -145,7 +145,9 @@ def encode(
         values.append(np.ones((n, 1), np.float32))
         start += bag.size - 1
     for name, period in self.circles.items():
-        codes.append(np.full((n, 2), start + 1) + [0, 1])
-        values.append(circle(columns[name], period))
+        point = circle(columns[name], period)
+        known = ~np.isnan(point)
+        codes.append(np.where(known, [start + 1, start + 2], 0))
+        values.append(np.where(known, point, np.float32(1)))
         start += 2
     return np.concatenate(codes, 1), np.concatenate(values, 1)
