@@ -207,7 +207,10 @@ def _measure(self: ClickModel, train, valid):
     if self.options["metric"] != "auc":
         return NeuralRecommender._measure(self, train, valid)
     if self.label not in valid.columns:
-        raise ValueError("metric 'auc' needs ratings in valid; without them use metric='ndcg@10'")
+        raise ValueError(
+            f"metric 'auc' needs ratings in valid, column {self.label!r}; without them use "
+            "metric='ndcg@10'"
+        )
     truth = pair_truth(valid, self.threshold, self.label)
 
     def metric() -> float:
