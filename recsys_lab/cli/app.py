@@ -103,8 +103,8 @@ def fetch(
 ):
     "Fetch data sets into data/, checked by SHA-256."
     from recsys_lab.core.params import params
-    from recsys_lab.data.fetching import fetch as fetch_all
     from recsys_lab.data.sources import SOURCES, source
+    from recsys_lab.data.sources import fetch as fetch_all
 
     keys = keys or params("embedded")
     _known(keys, SOURCES, "data set")
@@ -181,11 +181,15 @@ def study(
 
 # %% ../../nbs/95_cli/02_app.ipynb #d5dfc747
 @app.command()
-def report():
+def report(
+    library: Annotated[
+        bool, typer.Option("--library", help="Run the notebooks that changed")
+    ] = False,
+):
     "Build the site in reports/ from what has been computed."
     from recsys_lab.reporting.site import build_site
 
-    build_site()
+    build_site(run=library)
 
 
 @app.command()
@@ -273,8 +277,7 @@ def speed(
     ] = True,
 ):
     "Time ours beside RecBole, in turns; write reports/speed.csv and reports/speed.json."
-    from recsys_lab.reporting.speed import compare_speed
-    from recsys_lab.reporting.timing import Busy, Settings
+    from recsys_lab.reporting.speed import Busy, Settings, compare_speed
 
     say = lambda text: print(text, flush=True)
     try:
