@@ -104,7 +104,7 @@ def fetch(
     "Fetch data sets into data/, checked by SHA-256."
     from recsys_lab.core.params import params
     from recsys_lab.data.sources import SOURCES, source
-    from recsys_lab.data.sources import fetch as fetch_all
+    from recsys_lab.data.fetching import fetch as fetch_all
 
     keys = keys or params("embedded")
     _known(keys, SOURCES, "data set")
@@ -277,7 +277,8 @@ def speed(
     ] = True,
 ):
     "Time ours beside RecBole, in turns; write reports/speed.csv and reports/speed.json."
-    from recsys_lab.reporting.speed import Busy, Settings, compare_speed
+    from recsys_lab.reporting.speed import compare_speed
+    from recsys_lab.reporting.timing import Busy, Settings
 
     say = lambda text: print(text, flush=True)
     try:
