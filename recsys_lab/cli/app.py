@@ -103,8 +103,8 @@ def fetch(
 ):
     "Fetch data sets into data/, checked by SHA-256."
     from recsys_lab.core.params import params
-    from recsys_lab.data.sources import SOURCES, source
     from recsys_lab.data.fetching import fetch as fetch_all
+    from recsys_lab.data.sources import SOURCES, source
 
     keys = keys or params("embedded")
     _known(keys, SOURCES, "data set")
