@@ -28,7 +28,7 @@ data: fetch
 repro: data  ## data, pipeline and report: everything, from nothing
 	@dvc repro
 	@recsys-lab report
-	@echo "The report: $(CURDIR)/reports/index.html"
+	@echo "The report: $(CURDIR)/reports/index.html (make library adds what the library's notebooks show)"
 
 test: data  ## every notebook and every test
 	@pytest -n $(or $(TEST_WORKERS),2) --dist loadgroup $(TESTS)
