@@ -7,9 +7,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup fetch data repro test lab report docs doctor hooks peers preparation full check
+.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers preparation full check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,7 +28,7 @@ data: fetch
 repro: data  ## data, pipeline and report: everything, from nothing
 	@dvc repro
 	@recsys-lab report
-	@echo "The report: $(CURDIR)/reports/index.html"
+	@echo "The report: $(CURDIR)/reports/index.html (make library adds what the library's notebooks show)"
 
 test: data  ## every notebook and every test
 	@pytest -n $(or $(TEST_WORKERS),2) --dist loadgroup $(TESTS)
@@ -42,6 +42,9 @@ lab: fetch  ## JupyterLab on the index
 report: setup  ## the site in reports/ from what is already computed
 	@recsys-lab report
 	@echo "The report: $(CURDIR)/reports/index.html"
+
+library: data  ## the site with the outputs of every library notebook (minutes; those that changed)
+	@recsys-lab report --library
 
 docs: setup  ## format, then modules and README from the notebooks
 	@ruff format -q nbs tests peers benchmark

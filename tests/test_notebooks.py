@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from recsys_lab.reporting.library import LibraryRunner, keep, notebook_key, project_copy
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LIB = sorted(ROOT.glob("nbs/*/[0-9]*.ipynb"))
@@ -52,14 +54,22 @@ def test_the_lists_are_not_empty():
     assert found == set(EVERY), f"no test looks at {sorted(map(str, found - set(EVERY)))}"
 
 
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory) -> LibraryRunner:
+    "Runs notebooks in a copy of the project, each in a process of its own"
+    runner = LibraryRunner(project_copy(ROOT, tmp_path_factory.mktemp("library")), PATIENCE)
+    yield runner
+    runner.close()
+
+
 @pytest.mark.parametrize("nb", LIB + TUTORIALS, ids=name)
-def test_runs(nb):
-    "In a process of its own, so that no seed or changed default leaks from one to the next"
-    command = [BIN / "nbdev-test", str(nb), "--n-workers", "0"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+def test_runs(nb, runner):
+    "What it showed is kept for its page"
+    nb = nb.relative_to(ROOT)
+    key = notebook_key(ROOT, nb)
+    failed = runner.run(runner.project / nb)
+    keep(ROOT, nb, runner.project / nb, key, failed)
+    assert not failed, failed
 
 
 @pytest.mark.parametrize("nb", EVERY, ids=name)

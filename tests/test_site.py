@@ -24,7 +24,7 @@ WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClie
 def site(tmp_path_factory):
     "The made-up project's pages, library notebooks not run"
     top = make_project(tmp_path_factory.mktemp("project"))
-    return build_site(top, run=False).parent
+    return build_site(top).parent
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_prints(site, visit, tmp_path):
 
 def test_empty_project_is_a_page(tmp_path, visit):
     (tmp_path / "params.yaml").write_text("")
-    page, said = visit(build_site(tmp_path, run=False))
+    page, said = visit(build_site(tmp_path))
     assert said == [] and "make repro" in page.inner_text("main")
 
 
@@ -248,11 +248,14 @@ def test_library_notebooks_run_once(tmp_path):
     notebook.write_text(notebook.read_text().replace("return x", "return x\\n\\nf(6) * 7"))
     broken = top / "nbs/00_core/00_files.ipynb"
     broken.write_text(broken.read_text().replace("return x", "return x\\n\\nf(1) / 0"))
-    out = build_site(top).parent
-    assert "42" in (out / "lib/ease.html").read_text()
+    text = (build_site(top).parent / "lib/ease.html").read_text()
+    assert "make library" in text and "42" not in text
+    out = build_site(top, run=True).parent
+    text = (out / "lib/ease.html").read_text()
+    assert "42" in text and "make library" not in text
     text = (out / "lib/files.html").read_text()
     assert "This notebook failed" in text and "ZeroDivisionError" in text
     kept = top / "artifacts/_executed/lib/40_models/12_ease.ipynb"
     before = kept.stat().st_mtime_ns
-    build_site(top)
+    build_site(top, run=True)
     assert kept.stat().st_mtime_ns == before

@@ -181,11 +181,15 @@ def study(
 
 # %% ../../nbs/95_cli/02_app.ipynb #d5dfc747
 @app.command()
-def report():
+def report(
+    library: Annotated[
+        bool, typer.Option("--library", help="Run the notebooks that changed")
+    ] = False,
+):
     "Build the site in reports/ from what has been computed."
     from recsys_lab.reporting.site import build_site
 
-    build_site()
+    build_site(run=library)
 
 
 @app.command()

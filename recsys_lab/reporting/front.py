@@ -7,8 +7,8 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/front.html.md"""
 # %% auto #0
 __all__ = ['SUMMARY_KEYS', 'COST_NAMES', 'OTHERS', 'LIMITS', 'WORDS', 'Facts', 'gather', 'check_summary', 'default_decision',
            'decision_section', 'cost_columns', 'leaderboard_section', 'tradeoff_section', 'curves_section',
-           'recommendation_section', 'recorded_board', 'gap_table', 'benchmark_section', 'reference_section',
-           'speed_section', 'limits_section', 'front']
+           'recommendation_section', 'recorded_board', 'paired_table', 'gap_table', 'benchmark_section',
+           'ablation_section', 'reference_section', 'speed_section', 'limits_section', 'front']
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #848f2999
 import re
@@ -20,8 +20,10 @@ import pandas as pd
 
 from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
+from ..core.params import read_params
 from recsys_lab.reporting.figures import (
     curves_figure,
+    difference_figure,
     leaderboard_figure,
     speed_figure,
     tradeoff_figure,
@@ -71,6 +73,7 @@ class Facts:
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
+    ablations: dict = field(default_factory=dict)  # base -> differences of its switches, as recorded
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -86,6 +89,19 @@ class Facts:
         chosen = self.summary.get("main_protocol")
         timed = [p for p in names if p.endswith("-time")]
         return chosen if chosen in names else (timed or names or [""])[0]
+
+# %% ../../nbs/80_reporting/03a_front.ipynb #75a2ffa8
+def _boards(folder: Path) -> dict[str, pd.DataFrame]:
+    "The tables that studies left for the front page"
+    return {f.parent.name: pd.read_csv(f) for f in sorted(folder.glob("*/board.csv"))}
+
+
+def _given(top: Path) -> dict[str, str]:
+    "Protocols that rank a few given items, and how many"
+    file = top / "params.yaml"
+    protocols = ((read_params(file) if file.exists() else None) or {}).get("protocol", {})
+    few = {name: p["negatives"] for name, p in protocols.items() if p.get("negatives")}
+    return {name: f"{n} given items" for name, n in few.items()}
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #d2900d0f
 def gather(
@@ -105,9 +121,9 @@ def gather(
         plain = {m: _plain_names(r["metrics"]) for m, r in models.items()}
         facts.boards[protocol] = long_board(plain)
         kinds[protocol] = next(iter(models.values())).get("info", {}).get("protocol", "full")
-    facts.sampled = {p: kind for p, kind in kinds.items() if kind != "full"}
-    files = sorted((top / "reports" / "boards").glob("*/board.csv"))
-    facts.gaps = {f.parent.name: pd.read_csv(f) for f in files}
+    facts.sampled = _given(top) | {p: kind for p, kind in kinds.items() if kind != "full"}
+    facts.gaps = _boards(top / "reports" / "boards")
+    facts.ablations = _boards(top / "reports" / "boards" / "ablation")
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
@@ -200,12 +216,16 @@ def cost_columns(costs: Mapping) -> dict:  # Column -> model -> number
     return {k: v for k, v in out.items() if v}
 
 
+def _label(facts: Facts, protocol: str) -> str:
+    "Name of a protocol, with a warning where not all items were ranked"
+    kind = facts.sampled.get(protocol)
+    return f"{protocol} (ranked against {kind}, not against all items)" if kind else protocol
+
+
 def _board(facts: Facts, protocol: str) -> str:
     "One protocol's table"
-    kind = facts.sampled.get(protocol)
-    label = f"{protocol} (ranked against {kind}, not against all items)" if kind else protocol
     extra = cost_columns(facts.costs.get(protocol, {}))
-    return leaderboard_table(facts.boards[protocol], facts.metric, OTHERS, extra, label)
+    return leaderboard_table(facts.boards[protocol], facts.metric, OTHERS, extra, _label(facts, protocol))
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #010edaea
 def leaderboard_section(facts: Facts, draw: Callable) -> str:
@@ -311,19 +331,28 @@ def recorded_board(
     cost = rows.groupby("model")[["seconds", "peak_mb"]].mean()
     return board, {"train (s)": cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
 
+# %% ../../nbs/80_reporting/03a_front.ipynb #ffd6aa39
+def paired_table(
+    rows: pd.DataFrame,  # Columns named by `columns`, and p_holm
+    columns: tuple,  # Name of what is compared; difference, its lower and upper bound
+    caption: str,  # Of which metric, against what
+) -> Html:
+    "Differences with their intervals and p-values"
+    name, *bounds = columns
+    gap = [interval(*x) for x in rows[bounds].itertuples(index=False)]
+    shown = {name: rows[name], "difference": gap, "p": rows.p_holm.round(4)}
+    return table_html(
+        pd.DataFrame(shown), f"{caption}, paired over users; p after Holm's correction"
+    )
+
 
 def gap_table(
     board: pd.DataFrame,  # `board.csv` of the leaderboard study
 ) -> Html:
     "Each model's paired difference to the best"
-    rows = board[board.gap.notna()]
-    gap = [interval(*x) for x in zip(rows.gap, rows.gap_low, rows.gap_high, strict=True)]
-    shown = {"model": rows.model, "difference to the best": gap, "p": rows.p_holm.round(4)}
     best, metric = board.model.iloc[0], board.metric.iloc[0]
-    return table_html(
-        pd.DataFrame(shown),
-        f"{metric} less that of {best}, paired over users; p after Holm's correction",
-    )
+    columns = ("model", "gap", "gap_low", "gap_high")
+    return paired_table(board[board.gap.notna()], columns, f"{metric} less that of {best}")
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #91b6fd38
 def benchmark_section(facts: Facts) -> str:
@@ -332,10 +361,22 @@ def benchmark_section(facts: Facts) -> str:
     for protocol in sorted(set(b.get("protocol", ())) - set(facts.boards)):
         board, cost = recorded_board(b[b.protocol == protocol])
         if board.model.nunique() > 1 and facts.metric in set(board.metric):
-            out.append(leaderboard_table(board, facts.metric, OTHERS, cost, protocol))
+            label = _label(facts, protocol)
+            out.append(leaderboard_table(board, facts.metric, OTHERS, cost, label))
         if protocol in facts.gaps:
             out.append(gap_table(facts.gaps[protocol]))
     return f"<h2>The full benchmark</h2>{''.join(out)}" if out else ""
+
+# %% ../../nbs/80_reporting/03a_front.ipynb #04a73d0f
+def ablation_section(facts: Facts, draw: Callable) -> str:
+    "What each training technique brings, one switch at a time"
+    out, columns = [], ("switch", "difference", "low", "high")
+    for base, t in facts.ablations.items():
+        rows = t.rename(columns={"switch": "model", "difference": "value"})
+        metric, mean = t.metric.iloc[0], t.mean_b.iloc[0]
+        out.append(draw(difference_figure(rows, f"{base} ({mean:.4f})", metric)))
+        out.append(paired_table(t, columns, f"{metric} less that of {base}"))
+    return f"<h2>What each technique brings</h2>{''.join(out)}" if out else ""
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #fac9182f
 def reference_section(facts: Facts) -> str:
@@ -400,6 +441,7 @@ def front(
         + recommendation_section(facts)
         + reference_section(facts)
         + benchmark_section(facts)
+        + ablation_section(facts, draw)
         + speed_section(facts, draw)
         + limits_section(facts)
     )
