@@ -123,9 +123,7 @@ def draw(
     found, place, count = both.unique(return_inverse=True, return_counts=True)
     target, k = place[: len(items)], len(found)
     log_q = self._log_weight(found, count) - np.log(k)
-    n = len(users)
-    pairs = users.repeat_interleave(k), found.repeat(n)
-    taken = self.sampler.taken(*pairs).view(n, k)
+    taken = self.sampler.taken_among(users, found)
     self._note(found, count, target, taken)
     return Drawn(found, target, log_q, taken if self.mask else None)
 
