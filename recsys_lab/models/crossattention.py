@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, Setting
+from ..core.settings import COUNT, POSITIVE, Setting
 from ..data.interactions import Histories
 from .hybrid import member
 from .neural import NeuralRecommender
@@ -49,7 +49,7 @@ class Rescorer(nn.Module):
 
 # %% ../../nbs/40_models/34_crossattention.ipynb #df1418de
 _RULES = {n: COUNT for n in "candidates dim heads inner window negatives batch_size".split()}
-_RULES |= {"held": Setting("a number above 0 and below 1", lambda v: 0 < v < 1)}
+_RULES |= {"held": Setting("a number above 0 and below 1", lambda v: POSITIVE.holds(v) and v < 1)}
 
 # %% ../../nbs/40_models/34_crossattention.ipynb #bba283c9
 class CrossAttention(NeuralRecommender):
@@ -134,9 +134,11 @@ def windows(
     index = torch.maximum(offsets[rows].unsqueeze(1), end - window)
     index = index + torch.arange(window, device=rows.device)
     real = index < end
+    if not len(items):
+        return torch.zeros_like(index), real
     return items[torch.where(real, index, 0)] * real, real
 
-
+# %% ../../nbs/40_models/34_crossattention.ipynb #404b6dd4
 @patch
 def _loss(self: CrossAttention, net: Rescorer, rows: Tensor) -> Tensor:
     "Softmax over the held item and some of the young tower's candidates"
@@ -159,19 +161,18 @@ def _rescored(self: CrossAttention, scores: np.ndarray, histories: Histories, bl
     "The tower's scores, with the candidates moved to the front"
     out, device = scores.copy(), self.net.scale.device
     best = _best(scores, histories, self.candidates)
-    cosine = np.take_along_axis(scores, best, 1)
     to = lambda x: torch.as_tensor(np.asarray(x), device=device)
-    parts = to(np.append(histories.items, 0)).long(), to(histories.offsets).long()
+    parts = to(histories.items).long(), to(histories.offsets).long()
     z = []
     for rows in torch.arange(len(scores), device=device).split(block):
-        near = to(best)[rows], to(cosine)[rows], *windows(*parts, rows, self.window)
-        z.append(self.net(*near).cpu().numpy())
+        items, at = to(best[rows.cpu()]), windows(*parts, rows, self.window)
+        z.append(self.net(items, to(scores[rows.cpu()]).gather(1, items), *at).cpu().numpy())
     z = np.concatenate(z)
     front = z - z.min(1, keepdims=True) + scores.max(1, keepdims=True) + 1
     np.put_along_axis(out, best, front.astype(np.float32), 1)
     return out
 
-
+# %% ../../nbs/40_models/34_crossattention.ipynb #a481f333
 @patch
 def _score_users(self: CrossAttention, users: np.ndarray) -> np.ndarray:
     return self._rescored(self.first.score(users), self.histories.take(users))
