@@ -73,10 +73,17 @@ class CrossAttention(NeuralRecommender):
         **training,  # Of the re-scorer; see `models.neural.OPTIONS`
     ):
         store_attr(but="training")
+        self.tower = dict(sorted((tower or {}).items()))  # JSON gives it back in this order
         self._set_options(training)
-        if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
-        self.first = member("twotower", **(tower or {}))
+        self.first = member("twotower", **self.tower)
+
+# %% ../../nbs/40_models/34_crossattention.ipynb #0567c6d2
+@patch
+def _check_settings(self: CrossAttention):
+    "Refuse settings that cannot work, alone or together"
+    NeuralRecommender._check_settings(self)
+    if self.dim % self.heads:
+        raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
 
 # %% ../../nbs/40_models/34_crossattention.ipynb #e5594bf1
 @patch
@@ -86,7 +93,7 @@ def _fit(self: CrossAttention, train, valid, items, users):
     held = np.random.default_rng(self.options["seed"]).random(len(train)) < self.held
     if not held.any() or held.all():
         raise ValueError(f"held={self.held} of {len(train)} rows leaves one tower without rows")
-    again = (self.tower or {}) | {"epochs": self.first.best_epoch}
+    again = self.tower | {"epochs": self.first.best_epoch}
     self.young = member("twotower", **again).fit(train.where(~held), items=items, users=users)
     self.rest, self.lesson = train.where(~held), train.where(held)
     NeuralRecommender._fit(self, train, valid, items, users)
@@ -164,9 +171,9 @@ def _rescored(self: CrossAttention, scores: np.ndarray, histories: Histories, bl
     to = lambda x: torch.as_tensor(np.asarray(x), device=device)
     parts = to(histories.items).long(), to(histories.offsets).long()
     z = []
-    for rows in torch.arange(len(scores), device=device).split(block):
-        items, at = to(best[rows.cpu()]), windows(*parts, rows, self.window)
-        z.append(self.net(items, to(scores[rows.cpu()]).gather(1, items), *at).cpu().numpy())
+    for rows in np.split(np.arange(len(scores)), range(block, len(scores), block)):
+        items, at = to(best[rows]), windows(*parts, to(rows), self.window)
+        z.append(self.net(items, to(scores[rows]).gather(1, items), *at).cpu().numpy())
     z = np.concatenate(z)
     front = z - z.min(1, keepdims=True) + scores.max(1, keepdims=True) + 1
     np.put_along_axis(out, best, front.astype(np.float32), 1)
