@@ -71,7 +71,7 @@ def known(self: Negatives) -> Tensor:  # bool, shape (n_users * n_items,)
         self.table[self.keys] = True
     return self.table
 
-
+# %% ../../nbs/30_training/01_negatives.ipynb #ce1dc035
 @patch
 def taken_among(
     self: Negatives,
