@@ -73,7 +73,9 @@ class Facts:
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
-    ablations: dict = field(default_factory=dict)  # base -> differences of its switches, as recorded
+    ablations: dict = field(
+        default_factory=dict
+    )  # base -> differences of its switches, as recorded
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -225,7 +227,9 @@ def _label(facts: Facts, protocol: str) -> str:
 def _board(facts: Facts, protocol: str) -> str:
     "One protocol's table"
     extra = cost_columns(facts.costs.get(protocol, {}))
-    return leaderboard_table(facts.boards[protocol], facts.metric, OTHERS, extra, _label(facts, protocol))
+    return leaderboard_table(
+        facts.boards[protocol], facts.metric, OTHERS, extra, _label(facts, protocol)
+    )
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #010edaea
 def leaderboard_section(facts: Facts, draw: Callable) -> str:

@@ -88,13 +88,15 @@ def sampled_softmax(
     negatives: Tensor,  # Drawn item codes, shared by all rows, shape (m,)
     log_q: Tensor
     | None = None,  # Log of each item's drawing probability, shape (n_items,); None: uniform
+    out: Tensor | None = None,  # Pairs of row and drawn item to leave out, bool, shape (n, m)
 ) -> Tensor:  # Mean over rows
     "Softmax over the target and drawn items, corrected for how they were drawn"
     positive = (h * F.embedding(target, W)).sum(1, keepdim=True)  # W[target] adds up its gradient
     drawn = h @ F.embedding(negatives, W).T  # in the order in which threads arrive
     each = -math.log(len(W)) if log_q is None else log_q[negatives]
     drawn = drawn - (each + math.log(len(negatives)))
-    drawn = drawn.masked_fill(negatives.unsqueeze(0) == target.unsqueeze(1), -torch.inf)
+    again = negatives.unsqueeze(0) == target.unsqueeze(1)
+    drawn = drawn.masked_fill(again if out is None else again | out, -torch.inf)
     logits = torch.cat([positive, drawn], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(h), dtype=torch.long, device=h.device))
 

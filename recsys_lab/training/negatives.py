@@ -58,12 +58,31 @@ def taken(
     "Was this pair in the training data?"
     key = users * self.n_items + items
     if self.n_pairs <= 2**25:
-        if self.table is None:
-            self.table = torch.zeros(self.n_pairs, dtype=torch.bool, device=self.device)
-            self.table[self.keys] = True
-        return self.table[key]
+        return self.known()[key]
     place = torch.searchsorted(self.keys, key).clamp_(max=len(self.keys) - 1)
     return self.keys[place] == key
+
+
+@patch
+def known(self: Negatives) -> Tensor:  # bool, shape (n_users * n_items,)
+    "Yes and no for all pairs, made when it is first asked for"
+    if self.table is None:
+        self.table = torch.zeros(self.n_pairs, dtype=torch.bool, device=self.device)
+        self.table[self.keys] = True
+    return self.table
+
+# %% ../../nbs/30_training/01_negatives.ipynb #ce1dc035
+@patch
+def taken_among(
+    self: Negatives,
+    users: Tensor,  # int64, shape (n,)
+    items: Tensor,  # int64, shape (k,)
+) -> Tensor:  # bool, shape (n, k)
+    "The same for every user with every item"
+    if self.n_pairs <= 2**25:
+        return self.known().view(-1, self.n_items)[users].index_select(1, items)
+    pairs = users.repeat_interleave(len(items)), items.repeat(len(users))
+    return self.taken(*pairs).view(len(users), len(items))
 
 # %% ../../nbs/30_training/01_negatives.ipynb #afa9d8fb
 @patch
