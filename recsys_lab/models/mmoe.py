@@ -56,20 +56,18 @@ class Experts(JointMLP):
 
 # %% ../../nbs/40_models/35_mmoe.ipynb #6918dbb0
 class MMoENet(TaskNet):
-    "Experts that all tasks share; `gated=False`: one wide expert and no gates"
+    "Experts that all tasks share, heard through `gates`; 0: one wide expert instead"
 
-    def __init__(self, users, items, sizes, dim, layers, tower, dropout, experts: int, gated=True):
-        super().__init__(sizes, layers[-1] if gated or len(layers) > 1 else experts * layers[0],
-                         tower, dropout)  # fmt: skip
+    def __init__(self, users, items, sizes, dim, layers, tower, dropout, experts: int, gates: int):
+        n, widths = (experts, layers) if gates else (1, [experts * layers[0], *layers[1:]])
+        super().__init__(sizes, widths[-1], tower, dropout)
         self.users, self.items = Side(users, dim), Side(items, dim)
         for side in (self.users, self.items):
             side.reset(0.1)  # Gates of smaller vectors would all be the same
         d_users, d_items = (dim * side.n_columns for side in (self.users, self.items))
-        n, widths = (experts, layers) if gated else (1, [experts * layers[0], *layers[1:]])
         self.mlp = Experts(d_users, d_items, n, widths, dropout)
-        gates = len(sizes) * n if gated else 0
-        self.user_gate = nn.Linear(d_users, gates) if gated else None
-        self.item_gate = nn.Linear(d_items, gates, bias=False) if gated else None
+        self.user_gate = nn.Linear(d_users, gates * n) if gates else None
+        self.item_gate = nn.Linear(d_items, gates * n, bias=False) if gates else None
 
 # %% ../../nbs/40_models/35_mmoe.ipynb #4c6894b7
 def _part(side: Side, rows: Tensor, half, gate) -> dict[str, Tensor]:
@@ -137,4 +135,4 @@ class MMoE(MultiTask):
 @patch
 def _net(self: MMoE) -> MMoENet:
     given = self.dim, self.layers, self.tower, self.dropout, self.experts
-    return MMoENet(*self.columns, self.sizes, *given, self.kind == "mmoe")
+    return MMoENet(*self.columns, self.sizes, *given, len(self.sizes) * (self.kind == "mmoe"))
