@@ -11,6 +11,7 @@ MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
 NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, "batch_size": 256}
 GRAPHSAGE = {"dim": 16, "fanouts": [8, 8], "columns": None, "epochs": 60, "lr": 0.02}
 CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
+TASKS = CLICKS | {"tasks": ["taken", "popularity"]}  # The contract's data have no ratings
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -45,6 +46,9 @@ SMALL = {
     "svd": {"dim": 4, "ridge": 1.0},
     "widedeep": CLICKS,
     "dcn": CLICKS,
+    "mmoe": TASKS,
+    "mmoe-shared": TASKS,
+    "ple": TASKS,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }
