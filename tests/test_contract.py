@@ -12,6 +12,7 @@ NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, 
 GRAPHSAGE = {"dim": 16, "fanouts": [8, 8], "columns": None, "epochs": 60, "lr": 0.02}
 CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
 TOWER = {"dim": 16, "epochs": 20, "lr": 0.05, "batch_size": 256}
+TASKS = CLICKS | {"tasks": ["taken", "popularity"]}  # The contract's data have no ratings
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
     "popularity": {},
@@ -49,6 +50,9 @@ SMALL = {
     "deepfm": CLICKS,
     "twotower": TOWER,
     "crossattention": {"tower": TOWER, "candidates": 5, "dim": 8, "epochs": 3},
+    "mmoe": TASKS,
+    "mmoe-shared": TASKS,
+    "ple": TASKS,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
 }

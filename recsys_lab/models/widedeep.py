@@ -164,11 +164,15 @@ class ClickModel(PairScorer):
         PairScorer._check_settings(self)
         self.layers = list(self.layers)
 
+    def _code(self, train, items, users):
+        "Everything known, as columns"
+        sides = (train.user_counts(), users, self.user_ids, "user_id")
+        sides = sides, (train.item_counts(), items, self.item_ids, "item_id")
+        self.columns = [columns_of(*side, self.many) for side in sides]
+
     def _fit(self, train, valid, items, users):
         "Code what is known, then train"
-        sides = (train.user_counts(), users, self.user_ids, "user_id")
-        sides = sides, (train.item_counts(), self.items, self.item_ids, "item_id")
-        self.columns = [columns_of(*side, self.many) for side in sides]
+        self._code(train, self.items, users)
         NeuralRecommender._fit(self, train, valid, items, users)
 
     def _more(self, train) -> tuple[np.ndarray, ...]:
@@ -232,18 +236,23 @@ def _freeze(self: ClickModel):
 
 @patch
 @torch.no_grad()
-def _predict(
+def _logits(
     self: ClickModel,
     users: np.ndarray,
     items: np.ndarray,
     block: int = 1 << 15,  # Pairs at once
-) -> np.ndarray:
-    "Probabilities; -1 is the last row, which is unknown"
+) -> Tensor:  # float64
+    "What the network says of pairs; -1 is the last row, which is unknown"
     codes = zip((users, items), (self.n_users, self.n_items), strict=True)
     a, b = (torch.as_tensor(np.where(x < 0, n, x), device=self.net.bias.device) for x, n in codes)
     parts = zip(a.split(block), b.split(block), strict=True)
-    logits = [self.net.meet(self.known, self.other, *ab) for ab in parts]
-    return torch.cat(logits).double().sigmoid().cpu().numpy()
+    return torch.cat([self.net.meet(self.known, self.other, *ab) for ab in parts]).double().cpu()
+
+
+@patch
+def _predict(self: ClickModel, users: np.ndarray, items: np.ndarray, **block) -> np.ndarray:
+    "Probabilities"
+    return self._logits(users, items, **block).sigmoid().numpy()
 
 # %% ../../nbs/40_models/28_widedeep.ipynb #960c54bc
 @patch

@@ -73,9 +73,7 @@ class Facts:
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
-    ablations: dict = field(
-        default_factory=dict
-    )  # base -> differences of its switches, as recorded
+    ablations: dict = field(default_factory=dict)  # base -> differences of its switches
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 

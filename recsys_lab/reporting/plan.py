@@ -83,7 +83,8 @@ def model_modules(
     recommender: Recommender,  # Not fitted
 ) -> set[str]:  # Dotted names
     "Modules of a model and of the models it is made of"
-    members = getattr(recommender, "members", [])
+    held = [x for v in vars(recommender).values() for x in (v if isinstance(v, list) else [v])]
+    members = [m for m in held if isinstance(m, Recommender)]
     return {type(recommender).__module__}.union(*(model_modules(m) for m in members))
 
 
