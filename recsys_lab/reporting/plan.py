@@ -108,9 +108,12 @@ def write_plans(
 ) -> int:  # How many
     "The plan of every model in a leaderboard, default or full"
     p = params()
-    todo = [(pr, key) for pr in sorted({*p.run, *p.benchmark}) for key in models_of(pr)]
     with atomic_folder(root() / out) as temp:
-        for protocol, key in todo:
-            write_json(temp / protocol / f"{key}.json", plan(key, protocol))
+        for protocol in sorted({*p.run, *p.benchmark}):
+            write_json(temp / protocol / "_protocol.json", p.protocol[protocol].model_dump())
+            write_json(temp / protocol / "_models.json", p.run.get(protocol, {}))
+            for key in models_of(protocol):
+                write_json(temp / protocol / f"{key}.json", plan(key, protocol))
+        n = len(list(temp.rglob("[!_]*.json")))
         write_manifest(temp)
-    return len(todo)
+    return n
