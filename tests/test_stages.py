@@ -1,4 +1,4 @@
-"A stage that trains a model depends on its plan, and a plan names every module that the model runs"
+"A stage that trains a model depends on its plan, and a plan names every module that is loaded for it"
 
 import json
 import subprocess
@@ -42,12 +42,12 @@ def test_it_depends_on_its_plan(todo):
 def test_every_stage_that_runs_has_a_plan():
     "What DVC resolved depends on files that the plan stage writes"
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    params = read_params(ROOT / "params.yaml")
-    for name in (s for s in lock if s.startswith("evaluate-")):
-        protocol, key = name.removeprefix("evaluate-").split("@")
-        assert key in params["run"][protocol]
-        used = [d["path"] for d in lock[name]["deps"]]
-        assert f"artifacts/plan/{protocol}/{key}.json" in used
+    run = read_params(ROOT / "params.yaml")["run"]
+    names = {s.removeprefix("evaluate-") for s in lock if s.startswith("evaluate-")}
+    assert names == {f"{protocol}@{key}" for protocol, keys in run.items() for key in keys}
+    for name in names:
+        used = [d["path"] for d in lock[f"evaluate-{name}"]["deps"]]
+        assert f"artifacts/plan/{name.replace('@', '/')}.json" in used
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_plan_names_what_is_loaded(key, protocol):
     code = LOADED.format(key=key, protocol=protocol)
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     loaded = {m for m in json.loads(told.stdout) if not m.startswith(FREE)}
-    chapters = {"recsys_lab.data", "recsys_lab.evaluation", "recsys_lab.training"}
+    chapters = {f"recsys_lab.{c}" for c in ("core", "data", "evaluation", "training")}
     missing = loaded - chapters - plan(key, protocol)["code"].keys()
     assert f"recsys_lab.models.{key}" in loaded
     assert not missing

@@ -121,9 +121,13 @@ def _batches(self: CrossAttention, train, device) -> RowBatches:
     "Held rows whose item is a candidate of the young tower, and its candidates"
     to = lambda x: torch.as_tensor(np.asarray(x), device=device)
     young, rest = self.young, self.rest.histories()
-    pool = _best(young.score(np.arange(self.n_users)), rest, self.candidates)
+    blocks = np.array_split(np.arange(self.n_users), -(-self.n_users // 1024))
+    pool = [_best(young.score(b), rest.take(b), self.candidates) for b in blocks]
+    pool = np.concatenate(pool)
     user, item = to(self.lesson.user).long(), to(self.lesson.item).long()
     use = (to(pool)[user] == item.unsqueeze(1)).any(1)
+    if not use.any():
+        raise ValueError("no held row is among the candidates; raise candidates or held")
     history = to(rest.items).long(), to(rest.offsets).long()
     self.data = user[use], item[use], to(pool), to(young.U), to(young.V), *history
     self.sampler = Negatives(train, device=device)

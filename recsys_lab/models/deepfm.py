@@ -1,4 +1,4 @@
-"""User, item and the circumstances of the request meet in pairs, by products, and all at once, in a network over the same vectors; on KuaiRand the page that a video is shown on tells more than the clock does, on MovieLens nothing does.
+"""User, item and the circumstances of the request meet in pairs, by products, and all at once, in a network over the same vectors.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/deepfm.html.md"""
 

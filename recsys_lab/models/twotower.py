@@ -284,7 +284,8 @@ def _freeze(self: TwoTower):
 
 @patch
 def _fold(self: TwoTower, histories: Histories) -> np.ndarray:
-    return self._vectors(histories, np.full(len(histories), self.n_users))
+    once = _once(histories, self.n_items)
+    return self._vectors(once, np.full(len(once), self.n_users))
 
 # %% ../../nbs/40_models/33_twotower.ipynb #3e93c1ef
 @patch

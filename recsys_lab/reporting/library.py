@@ -170,14 +170,16 @@ for line in sys.stdin:
 """
 
 # %% ../../nbs/80_reporting/03b_library.ipynb #1444f770
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
 class LibraryRunner:
     "Runs the library notebooks of a copy of the project and keeps their outputs in place"
 
     def __init__(self, project: Path | str, timeout: int = 600, threads: int = 1):
         env = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype", "RECSYS_LAB_ROOT": str(project)}
         env["PYTHONPATH"] = str(project)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            env[name] = str(threads)  # several notebooks at once share the cores
+        env |= dict.fromkeys(_THREADS, str(threads))  # several notebooks at once share the cores
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, "-c", _SPLIT]
         self.process = subprocess.Popen(command, cwd=project, env=env, **pipes)
@@ -214,12 +216,13 @@ def _run_all(copy: Path, notebooks: list[Path], workers: int) -> list[str]:
         finally:
             free.put(runner)
 
-    with ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(pool.map(run, notebooks), "notebooks", len(notebooks), disable=None)
-        told = list(bar)
-    for runner in runners:
-        runner.close()
-    return told
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            bar = tqdm(pool.map(run, notebooks), "notebooks", len(notebooks), disable=None)
+            return list(bar)
+    finally:
+        for runner in runners:
+            runner.close()
 
 # %% ../../nbs/80_reporting/03b_library.ipynb #80e6e92c
 def execute_library(

@@ -22,7 +22,8 @@ from ..models.base import Recommender
 from ..models.registry import make_model, models_of
 
 # %% ../../nbs/80_reporting/02b_plan.ipynb #b14d6b30
-FREE = ("recsys_lab.core", "recsys_lab.reporting", "recsys_lab.data.ingest")  # change no number
+FREE = tuple(f"recsys_lab.core.{m}" for m in ("display", "files", "params", "progress", "settings"))
+FREE += ("recsys_lab.reporting",)  # change no number
 
 
 @cache
