@@ -238,7 +238,7 @@ def _predict(
 ) -> np.ndarray:
     "Probabilities; -1 is the last row, which is unknown"
     if not request:
-        return ClickModel._predict(self, users, items, block)
+        return ClickModel._predict(self, users, items, block=block)
     last = lambda x, n: np.where(x < 0, n, x).astype(np.int64)
     given = last(users, self.n_users), last(items, self.n_items), *request
     parts, out = [torch.as_tensor(x, device=self.net.bias.device).split(block) for x in given], []
