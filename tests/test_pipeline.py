@@ -155,7 +155,7 @@ def test_a_comment_runs_nothing(project):
     try:
         file.write_text(before + "\n# one more\n")
         run(project, "dvc", "repro", "plan")
-        assert json.loads(run(project, "dvc", "status", "--json")) == {}
+        assert json.loads(run(project, "dvc", "status", "--json", "dvc.yaml")) == {}
     finally:
         file.write_text(before)
         run(project, "dvc", "repro", "plan")
