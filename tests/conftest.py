@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+# Two workers with two threads each wait for each other: on two cores one contract took 79 s instead of 4.
+# Set before anything imports torch or numpy, which read it once
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 CI = bool(os.environ.get("RECSYS_LAB_CI"))
 
