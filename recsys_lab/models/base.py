@@ -255,9 +255,15 @@ def _own_codes(known: np.ndarray, ids: np.ndarray, codes: np.ndarray) -> np.ndar
 
 
 @patch
+def _more(self: Recommender, data: Interactions) -> tuple[np.ndarray, ...]:
+    "What a row tells beside user and item, for a model that reads it; one value a row each"
+    return ()
+
+
+@patch
 def predict(
     self: Recommender,
-    data: Interactions,  # Pairs of user and item; ratings in it are not read
+    data: Interactions,  # Pairs of user and item; what became of them is not read
 ) -> np.ndarray:  # Expected rating or probability of a click, float64, shape (len(data),)
     "What each pair is worth, in the unit that the model was trained for"
     self._need_fit()
@@ -267,7 +273,7 @@ def predict(
         raise TypeError(f"data must be Interactions, got {type(data).__name__}")
     users = _own_codes(self.user_ids, data.user_ids, data.user)
     items = _own_codes(self.item_ids, data.item_ids, data.item)
-    return np.asarray(self._predict(users, items), np.float64)
+    return np.asarray(self._predict(users, items, *self._more(data)), np.float64)
 
 # %% ../../nbs/40_models/00b_base.ipynb #6d602210
 @patch

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 
 from ..core.params import did_you_mean
 from ..core.settings import NOT_NEGATIVE, UNIT, one_of
+from ..data.features import is_text, words
 from ..data.interactions import Histories
 from .base import Recommender, Unsupported
 
@@ -29,9 +30,7 @@ def _terms(name: str, column: pd.Series) -> pd.Series | None:
         return year.map(lambda y: [f"year={y}", f"decade={y // 10 * 10}"])
     if len(known) and known.map(pd.api.types.is_list_like).all():
         return known.map(lambda tags: [f"{name}={tag}" for tag in tags])
-    if len(known) and known.map(lambda x: isinstance(x, str)).all():
-        return known.str.lower().str.findall(r"\w+")
-    return None
+    return words(known) if is_text(known) else None
 
 # %% ../../nbs/40_models/18_content.ipynb #bcf619ff
 def _columns(table: pd.DataFrame, columns: list | None) -> list[pd.Series]:

@@ -10,7 +10,7 @@ __all__ = ['Cross', 'crossed', 'DCNNet', 'DCN']
 # %% ../../nbs/40_models/29_dcn.ipynb #55fa9271
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from ..core.settings import COUNT, or_none
@@ -91,18 +91,17 @@ class DCN(ClickModel):
         dropout: float = 0.2,  # Share of the hidden values left out in training
         crosses: int = 2,  # Cross layers
         rank: int | None = None,  # Of their matrices; None: full
-        threshold: float = 4.0,  # A rating from here on is a yes
+        label: str = "rating",  # Column with what became of a pair
+        threshold: float = 4.0,  # A label from here on is a yes
         many: int = 10,  # Buckets of a number, such as age or year
         negatives: int = 1,  # Pairs drawn for each taken one, where there are no ratings
         batch_size: int = 2048,  # Pairs in one update
         neighbours: int = 10,  # Known users whose vectors make a stranger's
         **training,  # See `models.neural.OPTIONS`; the metric is the AUC
     ):
-        self.dim, self.layers, self.dropout = dim, layers, dropout
-        self.crosses, self.rank, self.threshold, self.many = crosses, rank, threshold, many
-        self.negatives, self.batch_size, self.neighbours = negatives, batch_size, neighbours
+        store_attr(but="training")
         self._set_options({"metric": "auc"} | training)
 
     def _network(self, train) -> DCNNet:
         given = self.dim, self.layers, self.dropout, self.crosses, self.rank
-        return DCNNet(*self.columns, *given)
+        return DCNNet(*self.coded, *given)

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from ..core.settings import COUNT, FLAG, Setting, one_of
 from ..data.context import Fields, fields
-from ..data.interactions import Interactions, id_codes
 from .base import Recommender, cosine
 from .neumf import JointMLP, products
 from .widedeep import CLICK_RULES, ClickModel, PairNet, Side
@@ -134,7 +133,6 @@ _NAMES = Setting(
     "a list of names of columns",
     lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) and x for x in v),
 )
-_NAME = Setting("the name of a column", lambda v: isinstance(v, str) and bool(v))
 
 
 class DeepFM(ClickModel):
@@ -142,7 +140,6 @@ class DeepFM(ClickModel):
 
     _settings = CLICK_RULES | {
         "context": _NAMES,
-        "label": _NAME,
         "cyclic": FLAG,
         "buckets": COUNT,
         "kind": one_of("deepfm", "fm", "deep"),
@@ -167,10 +164,7 @@ def __init__(
     neighbours: int = 10,  # Known users whose vectors make a stranger's
     **training,  # See `models.neural.OPTIONS`; the metric is the AUC
 ):
-    self.context, self.kind, self.dim, self.layers = context, kind, dim, layers
-    self.dropout, self.label, self.threshold, self.cyclic = dropout, label, threshold, cyclic
-    self.buckets, self.many, self.negatives = buckets, many, negatives
-    self.batch_size, self.neighbours = batch_size, neighbours
+    store_attr(but="training")
     self._set_options({"metric": "auc"} | training)
 
 # %% ../../nbs/40_models/37_deepfm.ipynb #e0f883e1
@@ -201,7 +195,7 @@ def _more(self: DeepFM, train) -> tuple[np.ndarray, ...]:
 @patch
 def _network(self: DeepFM, train) -> DeepFMNet:
     given = self.kind, self.dim, self.layers, self.dropout
-    return DeepFMNet(*self.columns, self.fields, *given)
+    return DeepFMNet(*self.coded, self.fields, *given)
 
 # %% ../../nbs/40_models/37_deepfm.ipynb #5f198d0f
 @patch
@@ -213,19 +207,6 @@ def _freeze(self: DeepFM):
     request = [torch.as_tensor(x, device=device) for x in self.request]
     self.people, self.known = self.known, self.net.asked(self.known, *request)
 
-
-@patch
-def predict(
-    self: DeepFM,
-    data: Interactions,  # Pairs with the columns of `context`; labels in it are not read
-) -> np.ndarray:  # Probability of a yes, float64, shape (len(data),)
-    "What each pair is worth in the context of its row"
-    if not self.context or not isinstance(data, Interactions) or not hasattr(self, "fields"):
-        return Recommender.predict(self, data)  # which refuses what cannot be predicted
-    users = id_codes(self.user_ids, data.user_ids)[data.user]
-    items = id_codes(self.item_ids, data.item_ids)[data.item]
-    return self._predict(users, items, self.fields.encode(data.columns))
-
 # %% ../../nbs/40_models/37_deepfm.ipynb #63e54f5f
 @patch
 @torch.no_grad()
@@ -233,7 +214,7 @@ def _predict(
     self: DeepFM,
     users: np.ndarray,
     items: np.ndarray,
-    request: tuple[np.ndarray, ...] = (),  # Codes and values of each pair
+    *request: np.ndarray,  # Codes and values of each pair, where there is a context
     block: int = 1 << 15,  # Pairs at once
 ) -> np.ndarray:
     "Probabilities; -1 is the last row, which is unknown"

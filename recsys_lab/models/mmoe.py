@@ -135,4 +135,4 @@ class MMoE(MultiTask):
 @patch
 def _net(self: MMoE) -> MMoENet:
     given = self.dim, self.layers, self.tower, self.dropout, self.experts
-    return MMoENet(*self.columns, self.sizes, *given, len(self.sizes) * (self.kind == "mmoe"))
+    return MMoENet(*self.coded, self.sizes, *given, len(self.sizes) * (self.kind == "mmoe"))

@@ -105,4 +105,4 @@ class PLE(MultiTask):
 @patch
 def _net(self: PLE) -> PLENet:
     given = self.dim, self.layers, self.tower, self.dropout
-    return PLENet(*self.columns, self.sizes, *given, self.own, self.shared, self.levels)
+    return PLENet(*self.coded, self.sizes, *given, self.own, self.shared, self.levels)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ..core.params import did_you_mean
 from ..core.settings import COUNT, POSITIVE, SHARE, Setting
-from ..data.features import Bags, bags, vocabulary
+from ..data.features import Bags, bags, is_text, vocabulary, words
 from ..data.interactions import Histories, Interactions
 from .base import Unsupported
+from .columns import Coded
 from .factors import FactorRecommender
 from .graphsage import ListMean
 from .neural import NeuralRecommender
-from .widedeep import columns_of, pack_columns, unpack_columns
 from ..training.batches import RowBatches
 from ..training.in_batch import RULES, InBatch
 from ..training.losses import sampled_softmax
@@ -37,16 +37,14 @@ def text_columns(
     "Titles, not genres"
     found = []
     for name in table.columns.drop("item_id"):
-        known = table[name].dropna()
-        text = bool(len(known)) and known.map(lambda v: isinstance(v, str)).all()
-        if text and known.nunique() > len(known) / 2:
+        if is_text(table[name]) and table[name].nunique() > table[name].count() / 2:
             found.append(name)
     return found
 
 
 def worded(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "The table, with bags of words in place of some texts"
-    return table.assign(**{c: table[c].str.lower().str.findall(r"\w+") for c in columns})
+    return table.assign(**{c: words(table[c]) for c in columns})
 
 
 def ragged(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +127,7 @@ _RULES = RULES | {
 }
 
 # %% ../../nbs/40_models/33_twotower.ipynb #7d73604f
-class TwoTower(NeuralRecommender, FactorRecommender):
+class TwoTower(Coded, FactorRecommender):
     "A tower for users and one for items, trained with in-batch negatives"
 
     uses_order = True
@@ -183,9 +181,7 @@ def _described(self: TwoTower, items: pd.DataFrame | None) -> pd.DataFrame | Non
 @patch
 def _fit(self: TwoTower, train, valid, items, users):
     "Code what is known, then train"
-    people = train.user_counts(), users, self.user_ids, "user_id"
-    films = train.item_counts(), self._described(self.items), self.item_ids, "item_id"
-    self.coded = [columns_of(*side, self.many) for side in (people, films)]
+    self._code(train, self._described(self.items), users)
     NeuralRecommender._fit(self, train, valid, items, users)
 
 
@@ -303,16 +299,3 @@ def item_vectors(
     side = Inputs([bags(np.zeros(len(ids)), self.coded[1][0].size), *coded], self.dim)
     side.load_state_dict(self.net.items.state_dict())
     return self.net.item(side(torch.arange(len(ids)))).numpy()
-
-# %% ../../nbs/40_models/33_twotower.ipynb #0c19ccc5
-@patch
-def _state(self: TwoTower) -> dict[str, np.ndarray]:
-    "The network's weights, and the columns"
-    return NeuralRecommender._state(self) | pack_columns(self.coded)
-
-
-@patch
-def _restore(self: TwoTower, tensors: dict):
-    "The columns, then the network"
-    self.coded = unpack_columns(tensors)
-    NeuralRecommender._restore(self, tensors)
