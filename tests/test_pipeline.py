@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -181,6 +182,28 @@ def test_a_wrong_byte_stops_it(project):
     assert found.returncode == 1
     assert "ml-100k.item" in text and "Traceback" not in text
     assert not (project / "artifacts/again.json").exists()
+
+
+def test_a_search_is_kept_and_drawn(project):
+    "Equal budgets, a page, and parameters as they were"
+    before, kept = (project / "params.yaml").read_bytes(), project / "reports/search/ml100k-time"
+    shutil.rmtree(kept, ignore_errors=True)
+    search = ("ml100k-time", "ease", "itemknn", "--trials", "3", "--no-write")
+    try:
+        run(project, "recsys-lab", "tune", *search)
+        study = (
+            "nbs/studies/40_search.ipynb",
+            "search",
+            "protocol=ml100k-time",
+            "out=build/search",
+        )
+        run(project, "recsys-lab", "study", *study)
+        board = pd.read_csv(project / "build/search/board.csv")
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+    assert (project / "params.yaml").read_bytes() == before
+    assert set(board.model) == {"ease", "itemknn"}
+    assert (board.trials == 3).all() and (board.gain >= 0).all() and not board.failed.any()
 
 
 def alive(project: Path) -> list[psutil.Process]:

@@ -53,39 +53,53 @@ class SpeedTask:
 _RUN_ON = {"stopping_step": 100_000}  # RecBole stops early by default
 _LARGE = {"eval_batch_size": 7_600_000}  # Scores a batch: 2,048 users on ML-1M
 _BPR = {"dim": 64, "lr": 0.001, "batch_size": 2048}
+_LIGHTGCN = _BPR | {"layers": 2, "reg": 1e-5}
+_SGL = _BPR | {"layers": 2, "reg": 1e-5, "views": "edge", "drop": 0.1}
+_SGL |= {"contrast": 0.05, "temperature": 0.5}
+_SGL_PEER = _RUN_ON | {"n_layers": 2}
 _SASREC = {"dim": 64, "window": 50, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.5}
 _SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
-_MULTVAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048, "beta": 0.2}
-_MULTVAE |= {"anneal": 40_000, "noise": 0.01}
+_DAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048}
+_MULTVAE = _DAE | {"beta": 0.2, "anneal": 40_000, "noise": 0.01}
 _NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
 _NEUMF |= {"batch_size": 2048}
+_SLIM = {"l1": 944 * 0.2 * 0.02, "l2": 944 * 0.2 * 0.98}  # 943 users and RecBole's padding
+
+# %% ../../nbs/80_reporting/05a_speedtasks.ipynb #00786218
 _WIDE = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "threshold": 4.0}
-_LABELS = _RUN_ON, 30, 3, _WIDE["threshold"]  # Settings, epochs, repeats, what is a yes
+_DEEP = _WIDE | {"layers": [64, 32]}
+_DEEP_PEER = {"embedding_size": 10, "mlp_hidden_size": [64, 32], "dropout_prob": 0.1}
+_DCN_PEER = _DEEP_PEER | {"structure": "parallel", "cross_layer_num": 2, "reg_weight": 0}
+_LABELS = 30, 3, _WIDE["threshold"]  # Epochs, repeats, what is a yes
+_100K, _1M = ("ml100k", "ratio"), ("ml1m", "ratio")
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #85407368
-TASKS = {
-    t.name: t
-    for t in (
-        SpeedTask("bprmf", "epoch", "ml100k", "ratio", "bprmf", _BPR, "BPR", _RUN_ON, 60),
-        SpeedTask(
-            *("lightgcn", "epoch", "ml100k", "ratio", "lightgcn"),
-            *({**_BPR, "layers": 2, "reg": 1e-5}, "LightGCN", _RUN_ON, 60),
-        ),
-        SpeedTask("ease", "fit", "ml100k", "ratio", "ease", {"lam": 250.0}, "EASE"),
-        SpeedTask(
-            *("sasrec", "epoch", "ml100k", "leave_one_out", "sasrec"),
-            *(_SASREC, "SASRec", _RUN_ON, 6, 1),
-        ),
-        SpeedTask("neumf", "epoch", "ml100k", "ratio", "neumf", _NEUMF, "NeuMF", _RUN_ON, 30),
-        SpeedTask(
-            *("multvae", "epoch", "ml100k", "ratio", "multvae"),
-            *(_MULTVAE, "MultiVAE", _RUN_ON, 150),
-        ),
-        SpeedTask("widedeep", "epoch", "ml100k", "ratio", "widedeep", _WIDE, "WideDeep", *_LABELS),
-        SpeedTask("evaluation", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR"),
-        SpeedTask("evaluation-large", "run", "ml1m", "ratio", "bprmf", _BPR, "BPR", _LARGE),
-    )
-}
+_EACH = (
+    SpeedTask("bprmf", "epoch", *_100K, "bprmf", _BPR, "BPR", _RUN_ON, 60),
+    SpeedTask("lightgcn", "epoch", *_100K, "lightgcn", _LIGHTGCN, "LightGCN", _RUN_ON, 60),
+    SpeedTask("sgl", "epoch", *_100K, "xsimgcl", _SGL, "SGL", _SGL_PEER, 30),
+    SpeedTask("ease", "fit", *_100K, "ease", {"lam": 250.0}, "EASE"),
+    SpeedTask("slim", "fit", *_100K, "slim", _SLIM, "SLIMElastic", repeats=1),
+    SpeedTask("itemknn", "fit", *_100K, "itemknn", {"neighbours": 100, "shrink": 0.0}, "ItemKNN"),
+    SpeedTask(
+        "sasrec", "epoch", "ml100k", "leave_one_out", "sasrec", _SASREC, "SASRec", _RUN_ON, 6, 1
+    ),
+    SpeedTask("neumf", "epoch", *_100K, "neumf", _NEUMF, "NeuMF", _RUN_ON, 30),
+    SpeedTask("multvae", "epoch", *_100K, "multvae", _MULTVAE, "MultiVAE", _RUN_ON, 150),
+    SpeedTask(
+        "multdae", "epoch", *_100K, "multvae", {"kind": "dae"} | _DAE, "MultiDAE", _RUN_ON, 150
+    ),
+)
+
+# %% ../../nbs/80_reporting/05a_speedtasks.ipynb #152b6db7
+_EACH += (
+    SpeedTask("widedeep", "epoch", *_100K, "widedeep", _WIDE, "WideDeep", _RUN_ON, *_LABELS),
+    SpeedTask("dcn", "epoch", *_100K, "dcn", _DEEP, "DCNV2", _RUN_ON | _DCN_PEER, *_LABELS),
+    SpeedTask("deepfm", "epoch", *_100K, "deepfm", _DEEP, "DeepFM", _RUN_ON | _DEEP_PEER, *_LABELS),
+    SpeedTask("evaluation", "run", *_1M, "bprmf", _BPR, "BPR"),
+    SpeedTask("evaluation-large", "run", *_1M, "bprmf", _BPR, "BPR", _LARGE),
+)
+TASKS = {task.name: task for task in _EACH}
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #0562ad89
 PEER = "RecBole 1.2.1"
