@@ -76,9 +76,7 @@ def tune(
     metric: str = "ndcg@10",
     seed: int = 0,
     **tables,  # Further arguments of `fit`, such as `items`
-) -> (
-    pd.DataFrame
-):  # One row a trial: trial, value, error, seconds, and one column an argument; best first
+) -> pd.DataFrame:  # A row a trial: trial, value, error, seconds, the arguments; best first
     "Search the arguments of a model on validation rows"
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
@@ -131,7 +129,7 @@ def as_study(
         study.add_trial(optuna.trial.create_trial(**made))
     return study
 
-
+# %% ../../nbs/30_training/06_tune.ipynb #a3434ff9
 def importances(
     study: optuna.Study,
 ) -> dict[str, float]:  # Argument -> share of the variance; empty where all values are equal
