@@ -122,7 +122,7 @@ def _take_in(self: Recommender, train: Interactions, items, users):
     self.n_users, self.n_items = train.n_users, train.n_items
     self.histories = train.histories()
     self.popularity = train.item_counts().astype(np.float32)
-    self.items = items.to_pandas() if hasattr(items, "to_pandas") else items
+    self.items = items
     _check_ids(self.items, self.item_ids)
 
 # %% ../../nbs/40_models/00b_base.ipynb #d190aec7
@@ -136,6 +136,7 @@ def fit(
     users: pd.DataFrame | None = None,  # User features, with a column `user_id`
 ) -> Recommender:  # `self`, so calls chain
     "Learn from interactions"
+    items, users = (t.to_pandas() if hasattr(t, "to_pandas") else t for t in (items, users))
     self._take_in(train, items, users)
     self._fit(train, valid, items, users)
     return self
@@ -256,14 +257,14 @@ def _own_codes(known: np.ndarray, ids: np.ndarray, codes: np.ndarray) -> np.ndar
 
 @patch
 def _more(self: Recommender, data: Interactions) -> tuple[np.ndarray, ...]:
-    "What a row tells beside user and item, for a model that reads it; one value a row each"
+    "Arrays with a row for each row of `data`, given to `_predict` after users and items"
     return ()
 
 
 @patch
 def predict(
     self: Recommender,
-    data: Interactions,  # Pairs of user and item; what became of them is not read
+    data: Interactions,  # Pairs, with the columns a model was told to read; no outcome is read
 ) -> np.ndarray:  # Expected rating or probability of a click, float64, shape (len(data),)
     "What each pair is worth, in the unit that the model was trained for"
     self._need_fit()

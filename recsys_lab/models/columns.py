@@ -36,7 +36,6 @@ def columns_of(
     code = np.where(counts > 0, np.arange(1, len(counts) + 1), 0)
     found = [bags(code, len(counts) + 1)]
     if table is not None:
-        table = table.to_pandas() if hasattr(table, "to_pandas") else table
         found += vocabulary(table, many=many).encode(table, ids, key).values()
     return [_with_unknown(column) for column in found]
 

@@ -187,9 +187,9 @@ def _fit(self: DeepFM, train, valid, items, users):
 
 
 @patch
-def _more(self: DeepFM, train) -> tuple[np.ndarray, ...]:
-    "Codes and values of the requests, where there are any"
-    return self.fields.encode(train.columns) if self.context else ()
+def _more(self: DeepFM, data) -> tuple[np.ndarray, ...]:
+    "Codes and values of the requests, each (len(data), fields), where there is a context"
+    return self.fields.encode(data.columns) if self.context else ()
 
 
 @patch

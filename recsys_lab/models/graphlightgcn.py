@@ -125,7 +125,6 @@ def _further(self: GraphLightGCN, train: Interactions, users) -> sp.csr_matrix:
 @patch
 def _fit(self: GraphLightGCN, train: Interactions, valid, items, users):
     "Make the further edges, then train"
-    users = users.to_pandas() if hasattr(users, "to_pandas") else users
     if "social" in self.edges and "friends" not in (users if users is not None else ()):
         raise Unsupported(
             "social edges need fit(train, users=...) with a column friends, a list of user ids"

@@ -111,7 +111,7 @@ class MMoE(MultiTask):
 
     def __init__(
         self,
-        tasks: tuple[str, ...] = ("taken", "popularity"),  # See `models.tasks`
+        tasks: tuple[str, ...] = ("taken", "popularity"),  # See `models.targets`
         main: str | None = None,  # The task that ranks; None: the first
         weights: str | dict = "uncertainty",  # or weights by task; 1 for those left out
         kind: str = "mmoe",  # or "shared": one bottom of the same size

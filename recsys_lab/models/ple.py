@@ -80,7 +80,7 @@ class PLE(MultiTask):
 
     def __init__(
         self,
-        tasks: tuple[str, ...] = ("taken", "popularity"),  # See `models.tasks`
+        tasks: tuple[str, ...] = ("taken", "popularity"),  # See `models.targets`
         main: str | None = None,  # The task that ranks; None: the first
         weights: str | dict = "uncertainty",  # or weights by task; 1 for those left out
         own: int = 1,  # Experts of each task

@@ -120,7 +120,8 @@ def target(
     for by, table, ids in (("item", items, train.item_ids), ("user", users, train.user_ids)):
         if table is not None and task in table:
             return _told(table, task, ids, by, many)
-    known = [*OWN_TASKS, *train.columns, *(() if items is None else items)]
+    tables = [t for t in (items, users) if t is not None]
+    known = [*OWN_TASKS, *train.columns, *(name for t in tables for name in t)]
     raise ValueError(f"tasks: no {task!r} in the data; {did_you_mean(task, known)}")
 
 # %% ../../nbs/40_models/34a_targets.ipynb #9d73e11f

@@ -165,7 +165,7 @@ def of(self: MultiTask, task: str) -> MultiTask:  # Shares everything but the ch
 @patch
 def _fit(self: MultiTask, train, valid, items, users):
     "Find the answers, code what else is known, train"
-    given = (self.items, users.to_pandas() if hasattr(users, "to_pandas") else users)
+    given = self.items, users
     self.targets = [target(t, train, *given, self.many) for t in self.tasks]
     self.kinds, self.sizes = [t.kind for t in self.targets], [t.size for t in self.targets]
     self._need_order()

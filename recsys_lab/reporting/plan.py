@@ -26,10 +26,10 @@ FREE += ("recsys_lab.reporting",)  # change no number
 
 def depends_on(
     modules: set[tuple],  # Such as ("recsys_lab", "models", "ease")
-) -> list[str]:  # Dotted names, sorted; without those that change no number
+) -> dict[str, Path]:  # Dotted name -> file, sorted; without those that change no number
     "Every module that can change what these compute"
-    found = {".".join(name) for name in closure(root(), modules)}
-    return sorted(m for m in found if not m.startswith(FREE))
+    found = {".".join(name): file for name, file in closure(root(), modules).items()}
+    return {m: found[m] for m in sorted(found) if not m.startswith(FREE)}
 
 # %% ../../nbs/80_reporting/02c_plan.ipynb #8df5d4e3
 @cache
@@ -49,11 +49,9 @@ def bare(
 
 
 def code_hash(
-    module: str,  # Dotted name
+    file: Path,  # Of a module
 ) -> str:  # First 16 digits of a SHA-256
     "Changes when what a module does may have changed"
-    path = root() / "/".join(module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return hashlib.sha256(bare(file.read_text()).encode()).hexdigest()[:16]
 
 # %% ../../nbs/80_reporting/02c_plan.ipynb #50c5bde3
@@ -82,7 +80,7 @@ def plan(
         "model": {"key": key, "settings": recommender.config()},
         "protocol": p.protocol[protocol].model_dump(mode="json"),
         "evaluate": p.evaluate.model_dump(mode="json"),
-        "code": {m: code_hash(m) for m in depends_on(used)},
+        "code": {m: code_hash(file) for m, file in depends_on(used).items()},
     }
 
 # %% ../../nbs/80_reporting/02c_plan.ipynb #68a1f133
