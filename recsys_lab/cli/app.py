@@ -211,7 +211,10 @@ def tune(
     protocol: Annotated[str, typer.Argument(help="Such as ml100k-time")],
     models: Annotated[list[str], typer.Argument(help="None: all of its leaderboard")] = None,
     trials: Annotated[int, typer.Option(min=1, help="For each model")] = 8,
-    write: Annotated[bool, typer.Option(help="Put the best into params.yaml?")] = True,
+    write: Annotated[
+        bool, typer.Option(help="Put the best into the parameters, the trials into reports/search?")
+    ] = True,
+    folder: Annotated[str, typer.Option(help="For the trials, also with --no-write")] = None,
 ):
     "Search the parameters of models on the validation rows of a protocol."
     from recsys_lab.core.params import params
@@ -219,7 +222,8 @@ def tune(
 
     _known([protocol], params("run") | params("benchmark"), "leaderboard for protocol")
     _known(models or [], params("model"), "model")
-    typer.echo(tune_protocol(protocol, models or None, trials, write).to_string(index=False))
+    found = tune_protocol(protocol, models or None, trials, write, folder)
+    typer.echo(found.to_string(index=False))
 
 # %% ../../nbs/95_cli/02_app.ipynb #62308b7d
 def _chosen(words: list[str] | None, columns) -> dict:
