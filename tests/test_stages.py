@@ -50,6 +50,22 @@ def test_every_stage_that_runs_has_a_plan():
         assert f"artifacts/plan/{name.replace('@', '/')}.json" in used
 
 
+def test_somebody_makes_every_dependency():
+    "In a clone each is in git, fetched with the data, or made by a stage"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    made, asked = [*listed.stdout.splitlines(), "data/"], []
+    for file in ("dvc.yaml", "benchmark/dvc.yaml"):
+        for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
+            todo = stage.get("do", stage)
+            made += [next(iter(o)) if isinstance(o, dict) else o for o in todo.get("outs", [])]
+            asked += [(f"{file}:{name}", dep) for dep in todo.get("deps", [])]
+    fixed = {dep: dep.partition("${")[0] for _, dep in asked}
+    made = [path.partition("${")[0] for path in made]
+    known = lambda dep: any(p.startswith(fixed[dep]) or fixed[dep].startswith(p) for p in made)
+    assert len(asked) > 50
+    assert not [(stage, dep) for stage, dep in asked if not known(dep)]
+
+
 @pytest.mark.parametrize(
     ("key", "protocol"),
     [("hybrid", "ml100k-ratio"), ("bprmf", "ml100k-time"), ("sasrec", "ml100k-time")],
