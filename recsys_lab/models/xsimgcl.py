@@ -35,7 +35,7 @@ _RULES = {
 
 # %% ../../nbs/40_models/24_xsimgcl.ipynb #ac72b7e7
 class XSimGCL(LightGCN):
-    "LightGCN without its first layer, with a contrast of views: XSimGCL, SimGCL (`views='noise'`) or SGL (`views='edge'`)"
+    "LightGCN with a contrast of views: XSimGCL and SimGCL (`views='noise'`), without its first layer, or SGL (`views='edge'`)"
 
     _settings = LightGCN._settings | _RULES
 
@@ -100,7 +100,16 @@ def _batches(self: XSimGCL, train, device):
 def _propagate(self: XSimGCL, E: Tensor, noise: float, graph=None) -> tuple[Tensor, Tensor]:
     "Mean of the layers, and the layer that is the second view"
     graph = self.graph if graph is None else graph
-    return NoisyPropagate.apply(E, graph, self.layers, noise, self.view)
+    final, single = NoisyPropagate.apply(E, graph, self.layers, noise, self.view)
+    if self.views == "edge":
+        final = (self.layers * final + E) / self._counted
+    return final, single
+
+# %% ../../nbs/40_models/24_xsimgcl.ipynb #15abc2e5
+@patch(as_prop=True)
+def _counted(self: XSimGCL) -> int:
+    "Layers in the mean: SGL takes the vectors themselves in"
+    return self.layers + (self.views == "edge")
 
 
 @patch
@@ -147,4 +156,4 @@ def _freeze(self: XSimGCL):
 def _fold(self: XSimGCL, histories: Histories) -> np.ndarray:
     "One more node for each stranger"
     X = histories.csr(self.n_items)
-    return (X @ self.Z) / np.sqrt(np.maximum(np.diff(X.indptr), 1))[:, None] / self.layers
+    return (X @ self.Z) / np.sqrt(np.maximum(np.diff(X.indptr), 1))[:, None] / self._counted
