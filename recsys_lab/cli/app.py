@@ -212,7 +212,7 @@ def tune(
     models: Annotated[list[str], typer.Argument(help="None: all of its leaderboard")] = None,
     trials: Annotated[int, typer.Option(min=1, help="For each model")] = 8,
     write: Annotated[
-        bool, typer.Option(help="Put the best into the parameters, the trials into reports/search?")
+        bool, typer.Option(help="Put the best into the parameters, the trials into reports/trials?")
     ] = True,
     folder: Annotated[str, typer.Option(help="For the trials, also with --no-write")] = None,
 ):

@@ -100,7 +100,7 @@ def tune_protocol(
     keys: list[str] | None = None,  # None: every model of its leaderboard that has a search space
     trials: int = 8,  # For each model
     write: bool = True,  # Put the best into params.yaml?
-    folder: Path | str | None = None,  # For the trials; None: reports/search, if they are written
+    folder: Path | str | None = None,  # For the trials; None: reports/trials, if they are written
 ) -> pd.DataFrame:  # Every trial of every model
     "Search the models of a protocol on its validation rows, or on a tenth of its training rows"
     split, tables = load_protocol(protocol), []
@@ -112,7 +112,7 @@ def tune_protocol(
             continue
         found = tune(partial(make_model, key, protocol), space, split, trials, items=items)
         if write or folder:
-            place = Path(folder or root() / "reports" / "search")
+            place = Path(folder or root() / "reports" / "trials")
             keep_trials(found, space, place / protocol / f"{key}.json")
         best = best_values(found, space, f"{key} on {protocol}")
         tables.append(found.assign(model=key))
