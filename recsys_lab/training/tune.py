@@ -146,4 +146,7 @@ def importances(
     if len({t.value for t in study.trials}) < 2:
         return {}
     judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return dict(optuna.importance.get_param_importances(study, evaluator=judge, normalize=False))
+    given = {"evaluator": judge, "normalize": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # normalize
+        return dict(optuna.importance.get_param_importances(study, **given))
