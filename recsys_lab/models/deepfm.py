@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.settings import COUNT, FLAG, Setting, one_of
 from ..data.context import Fields, fields
 from .base import Recommender, cosine
+from .layers import distinct
 from .neumf import JointMLP, products
 from .widedeep import CLICK_RULES, ClickModel, PairNet, Side
 
@@ -123,7 +124,7 @@ def forward(self: DeepFMNet, user: Tensor, item: Tensor, *request: Tensor) -> Te
     "Logits of pairs; codes and values of their requests, each (n, fields), where there are any"
     if not request:
         return PairNet.forward(self, user, item)
-    (u, a), (i, b) = (x.unique(return_inverse=True) for x in (user, item))
+    (u, a), (i, b) = distinct(user), distinct(item)
     people = {k: F.embedding(a, x) for k, x in self.user_part(u).items()}
     rows = torch.arange(len(user), device=user.device)
     return self.meet(self.asked(people, *request), self.item_part(i), rows, b)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.settings import COUNT, SHARE, Setting, one_of
 from ..data.interactions import Histories
 from .base import cosine
-from .layers import Dropout
+from .layers import Dropout, distinct, random_bytes
 from .neural import NeuralRecommender
 from .userknn import like_known
 from ..training.batches import PointBatches
@@ -132,10 +132,9 @@ class _Joined(torch.autograd.Function):
     def forward(ctx, A, B, a, b, p):
         shape, cut = (len(a), A.shape[1]), min(round(p * 256), 255)
         n, out = shape[0] * shape[1], A.new_empty(shape)
-        dice = torch.empty((n + 7) // 8, dtype=torch.int64)
-        dice.random_(-(2**63), None) if cut else dice.zero_()
+        dice = random_bytes(n) if cut else torch.zeros(n, dtype=torch.uint8)
         ctx.scale = np.float32(256 / (256 - cut))
-        given = _arrays(A, B, a, b, dice.view(torch.uint8)[:n].view(shape))
+        given = _arrays(A, B, a, b, dice.view(shape))
         _joined(*given, cut, ctx.scale, *_arrays(out))
         ctx.save_for_backward(out, a, b)
         ctx.sizes = len(A), len(B)
@@ -198,7 +197,7 @@ class Tower(JointMLP):
             nn.init.normal_(table.weight, std=0.01)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
-        (u, a), (i, b) = (x.unique(return_inverse=True) for x in (user, item))
+        (u, a), (i, b) = distinct(user), distinct(item)
         return self.meet(self.user_half(self.users(u)), self.item_half(self.items(i)), a, b)
 
 # %% ../../nbs/40_models/23_neumf.ipynb #f2409f22

@@ -22,6 +22,7 @@ from ..data.interactions import Interactions
 from ..evaluation.metrics import auc
 from ..evaluation.pairs import pair_truth
 from .base import Recommender, Unsupported
+from .layers import distinct
 from .neural import NeuralRecommender
 from .targets import KINDS, OWN_TASKS, Target, label_of, target, task_loss
 from .widedeep import CLICK_RULES, ClickModel, PairNet
@@ -67,7 +68,7 @@ def meet(self: TaskNet, p: dict, q: dict, a: Tensor, b: Tensor) -> Tensor:
 @patch
 def forward(self: TaskNet, user: Tensor, item: Tensor) -> list[Tensor]:
     "Outputs of all tasks"
-    (u, a), (i, b) = (x.unique(return_inverse=True) for x in (user, item))
+    (u, a), (i, b) = distinct(user), distinct(item)
     mixed = self.mixed(self.user_part(u), self.item_part(i), a, b)
     return [self.head(t, mixed) for t in range(len(self.sizes))]
 

@@ -20,6 +20,7 @@ from ..evaluation.metrics import auc
 from ..evaluation.pairs import pair_truth
 from .base import cosine
 from .columns import Coded
+from .layers import distinct
 from .neumf import WIDTHS, JointMLP, PairScorer, products
 from .neural import NeuralRecommender
 from ..training.batches import LabelBatches, PointBatches
@@ -63,7 +64,7 @@ class PairNet(nn.Module):
     "Logit of a pair from `user_part`, linear in the user's columns, `item_part` and `meet`"
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
-        (u, a), (i, b) = (x.unique(return_inverse=True) for x in (user, item))
+        (u, a), (i, b) = distinct(user), distinct(item)
         return self.meet(self.user_part(u), self.item_part(i), a, b)
 
 
