@@ -185,6 +185,18 @@ def test_a_wrong_byte_stops_it(project):
     assert not (project / "artifacts/again.json").exists()
 
 
+def test_several_tasks_are_judged(project):
+    "Each question has a row for each network, judged by what suits it"
+    given = ("protocol=ml100k-time", "out=build/tasks")
+    run(project, "recsys-lab", "study", "nbs/studies/50_tasks.ipynb", "tasks", *given)
+    board = pd.read_csv(project / "build/tasks/board.csv")
+    metric = {"rating>=4": "auc", "rating": "rmse", "next_item": "hit@10"}
+    metric |= {"genres": "accuracy", "popularity": "mse", "cluster": "accuracy"}
+    assert dict(zip(board.task, board.metric, strict=True)) == metric
+    assert (board.groupby("task").network.nunique() == 6).all()
+    assert (board.low <= board.difference).all() and (board.difference <= board.high).all()
+
+
 def test_a_search_is_kept_and_drawn(project):
     "The page shows the trials, one of which failed, and the parameters stay as they are"
     before = (project / "params.yaml").read_bytes()

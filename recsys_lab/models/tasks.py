@@ -169,7 +169,6 @@ def _fit(self: MultiTask, train, valid, items, users):
     given = self.items, users
     self.targets = [target(t, train, *given, self.many) for t in self.tasks]
     self.kinds, self.sizes = [t.kind for t in self.targets], [t.size for t in self.targets]
-    self._need_order()
     rest = [x if x is None else x.drop(columns=self.tasks, errors="ignore") for x in given]
     self._code(train, *rest)
     NeuralRecommender._fit(self, train, valid, items, users)
@@ -259,6 +258,7 @@ def _check_metric(self: MultiTask):
 def _measure(self: MultiTask, train, valid):
     "Mean AUC of the tasks with a threshold, R² of the main one, or a ranking metric"
     if self.options["metric"] not in ("auc", "r2"):
+        self._need_order()
         return NeuralRecommender._measure(self, train, valid)
     asked = {t: label_of(t) for t in self.tasks if label_of(t)}
     if self.options["metric"] == "r2":
