@@ -62,10 +62,11 @@ def _as_it_stands(config: dict, space: dict) -> dict:
     return out
 
 # %% ../../nbs/30_training/06_tune.ipynb #bc632a07
-def _value(fitted: Callable, given: dict, validator: Validator) -> float:
-    "Validation metric of one setting"
-    model = fitted(**given)
-    return validator(lambda codes: model.score(users=codes, histories=validator.history_of(codes)))
+def _ranked(split: Split, metric: str) -> Callable:
+    "Judges a fitted model by its ranking of the validation rows"
+    validator = Validator(split.history("valid"), split.valid, metric)
+    seen = validator.history_of
+    return lambda model: validator(lambda codes: model.score(users=codes, histories=seen(codes)))
 
 # %% ../../nbs/30_training/06_tune.ipynb #9a393fab
 def trial_table(
@@ -86,6 +87,7 @@ def tune(
     trials: int = 20,  # Models fitted, the first as it stands, as far as the space goes
     metric: str = "ndcg@10",
     seed: int = 0,
+    judge: Callable | None = None,  # Fitted model -> what is to be large; None: ranked by `metric`
     **tables,  # Further arguments of `fit`, such as `items`
 ) -> pd.DataFrame:  # A row a trial: trial, value, error, seconds, the arguments; best first
     "Search the arguments of a model on validation rows"
@@ -97,14 +99,14 @@ def tune(
     model = make()
     now = getattr(model, "options", {}) | model.config()  # options left at their defaults too
     study.enqueue_trial(_as_it_stands(now, space), skip_if_exists=True)
-    fitted = lambda **given: make(**given).fit(split.train, valid=split.valid, **tables)
-    validator, rows = Validator(split.history("valid"), split.valid, metric), []
+    judge, rows = judge or _ranked(split, metric), []
+    value = lambda **given: judge(make(**given).fit(split.train, valid=split.valid, **tables))
     for number in progress(range(trials), "tuning", unit="trial"):
-        rows.append(_one(study, number, fitted, space, validator))
+        rows.append(_one(study, number, value, space))
     return trial_table(rows, space)
 
 # %% ../../nbs/30_training/06_tune.ipynb #0bd94aeb
-def _one(study, number, fitted, space, validator) -> dict:
+def _one(study, number: int, judged: Callable, space: dict) -> dict:
     "One trial as a row"
     trial = study.ask()
     with warnings.catch_warnings():
@@ -112,7 +114,7 @@ def _one(study, number, fitted, space, validator) -> dict:
         given = suggest(trial, space)
     start = time.perf_counter()
     try:
-        value, error = _value(fitted, given, validator), ""
+        value, error = judged(**given), ""
         study.tell(trial, value)
     except (ValueError, ArithmeticError) as e:
         value, error = float("nan"), str(e)
