@@ -21,7 +21,7 @@ from numba import njit
 from ..data.interactions import Interactions
 from ..data.split import Split
 from .evaluate import Evaluation, check_request
-from .intervals import resampled_counts
+from .intervals import bootstrap_p, resampled_counts
 from .metrics import auc, check_pairs, logloss, mae, rmse, threaded
 
 # %% ../../nbs/20_evaluation/04a_pairs.ipynb #e75883af
@@ -227,7 +227,7 @@ def compare_pairs(
     baseline: str | None = None,  # Compare with this one only; None: all pairs of models
     resamples: int = 2000,  # Of the users
     seed: int = 0,  # Of the resampling
-) -> pd.DataFrame:  # a, b, metric, value_a, value_b, difference, low, high (95 %)
+) -> pd.DataFrame:  # a, b, metric, value_a, value_b, difference, low, high (95 %), p
     "Paired differences of the metrics over all pairs"
     _aligned(evaluations)
     if baseline is not None and baseline not in evaluations:
@@ -237,7 +237,8 @@ def compare_pairs(
     others = [(n, baseline) for n in draws if n != baseline]
     for a, b in combinations(draws, 2) if baseline is None else others:
         for m in value[a]:
-            low, high = (draws[a][m] - draws[b][m]).quantile([0.025, 0.975])
-            rows.append((a, b, m, value[a][m], value[b][m], value[a][m] - value[b][m], low, high))
-    names = "a b metric value_a value_b difference low high".split()
+            d = draws[a][m] - draws[b][m]
+            both, ends = (value[a][m], value[b][m]), d.quantile([0.025, 0.975])
+            rows.append((a, b, m, *both, both[0] - both[1], *ends, bootstrap_p(d)))
+    names = "a b metric value_a value_b difference low high p".split()
     return pd.DataFrame(rows, columns=names)

@@ -8,7 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/80_reporting/front.html.md"""
 __all__ = ['SUMMARY_KEYS', 'COST_NAMES', 'OTHERS', 'LIMITS', 'WORDS', 'Facts', 'gather', 'check_summary', 'default_decision',
            'decision_section', 'cost_columns', 'leaderboard_section', 'tradeoff_section', 'curves_section',
            'recommendation_section', 'recorded_board', 'paired_table', 'gap_table', 'benchmark_section',
-           'ablation_section', 'reference_section', 'speed_section', 'limits_section', 'front']
+           'ablation_section', 'tasks_section', 'reference_section', 'speed_section', 'limits_section', 'front']
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #848f2999
 import re
@@ -74,6 +74,7 @@ class Facts:
     speed: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
     ablations: dict = field(default_factory=dict)  # base -> differences of its switches
+    tasks: dict = field(default_factory=dict)  # protocol -> networks for several questions
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -124,6 +125,7 @@ def gather(
     facts.sampled = _given(top) | {p: kind for p, kind in kinds.items() if kind != "full"}
     facts.gaps = _boards(top / "reports" / "boards")
     facts.ablations = _boards(top / "reports" / "boards" / "ablation")
+    facts.tasks = _boards(top / "reports" / "boards" / "tasks")
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
@@ -380,6 +382,22 @@ def ablation_section(facts: Facts, draw: Callable) -> str:
         out.append(paired_table(t, columns, f"{metric} less that of {base}"))
     return f"<h2>What each technique brings</h2>{''.join(out)}" if out else ""
 
+# %% ../../nbs/80_reporting/03a_front.ipynb #9cfa798f
+def tasks_section(facts: Facts) -> str:
+    "One network for several questions beside one for each"
+    out, columns = [], ("question", "difference", "low", "high")
+    for protocol, t in facts.tasks.items():
+        rows = t[t.foreseen]
+        name = rows.task + " (" + rows.metric + "): " + rows.network + ", " + rows.verdict
+        out.append(
+            paired_table(
+                rows.assign(question=name),
+                columns,
+                f"{protocol}: less that of a network for this question alone",
+            )
+        )
+    return f"<h2>Several questions, one network</h2>{''.join(out)}" if out else ""
+
 # %% ../../nbs/80_reporting/03a_front.ipynb #fac9182f
 def reference_section(facts: Facts) -> str:
     "Our numbers beside published ones"
@@ -444,6 +462,7 @@ def front(
         + reference_section(facts)
         + benchmark_section(facts)
         + ablation_section(facts, draw)
+        + tasks_section(facts)
         + speed_section(facts, draw)
         + limits_section(facts)
     )

@@ -77,12 +77,13 @@ def predicted(
 
 def _pair_quality(folders: dict[str, list[Path]], task: SpeedTask, data) -> dict:
     "Difference of the mean AUC of the runs, in the same resamples of the users"
+    from recsys_lab.evaluation.intervals import bootstrap_p
+
     runs = {s: [predicted(f, data, task.threshold) for f in each] for s, each in folders.items()}
     value = {s: np.mean([r.pooled()["auc"] for r in each]) for s, each in runs.items()}
     draws = {s: sum(r.resampled()["auc"] for r in each) / len(each) for s, each in runs.items()}
     d = draws["ours"] - draws["peer"]
-    tail = 1 + min((d <= 0).sum(), (d >= 0).sum())
-    out = value | {"difference": value["ours"] - value["peer"], "p": min(1.0, 2 * tail / len(d))}
+    out = value | {"difference": value["ours"] - value["peer"], "p": bootstrap_p(d)}
     return out | {"low": d.quantile(0.025), "high": d.quantile(0.975)}
 
 # %% ../../nbs/80_reporting/06_speed.ipynb #a954e686
