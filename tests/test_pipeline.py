@@ -190,11 +190,19 @@ def test_several_tasks_are_judged(project):
     given = ("protocol=ml100k-time", "out=build/tasks")
     run(project, "recsys-lab", "study", "nbs/studies/50_tasks.ipynb", "tasks", *given)
     board = pd.read_csv(project / "build/tasks/board.csv")
-    metric = {"rating>=4": "auc", "rating": "rmse", "next_item": "hit@10"}
+    metric = {"rating>=4": "auc", "rating": "rmse", "next_item": "hitrate@10"}
     metric |= {"genres": "accuracy", "popularity": "mse", "cluster": "accuracy"}
     assert dict(zip(board.task, board.metric, strict=True)) == metric
     assert (board.groupby("task").network.nunique() == 6).all()
     assert (board.low <= board.difference).all() and (board.difference <= board.high).all()
+    assert (board.difference != 0).groupby(board.task).any().all()
+    gain = board.difference.where(~board.metric.isin(["rmse", "mse"]), -board.difference)
+    told = {
+        "better": (gain > 0) & (board.p_holm < 0.05),
+        "worse": (gain < 0) & (board.p_holm < 0.05),
+    }
+    for verdict, there in told.items():
+        assert ((board.verdict == verdict) == there).all()
 
 
 def test_a_search_is_kept_and_drawn(project):

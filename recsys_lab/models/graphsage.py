@@ -106,12 +106,19 @@ class ListLSTM(nn.Module):
         size = offsets.diff()
         out, real = table.new_zeros(len(size), table.shape[1]), size.nonzero().squeeze(1)
         if len(real):
-            size, start = size[real], offsets[:-1][real].unsqueeze(1)
-            rows = flat[(start + self.places(size)).clamp_max(len(flat) - 1)]
-            length = size.clamp_max(self.most).cpu()
-            read = pack_padded_sequence(F.embedding(rows, table), length, True, False)
-            out = out.index_copy(0, real, self.lstm(read)[1][0][0].to(out.dtype))
+            blocks = zip(size[real].split(4096), offsets[:-1][real].split(4096), strict=True)
+            last = torch.cat([self._read(table, flat, *block) for block in blocks])
+            out = out.index_copy(0, real, last.to(out.dtype))
         return out
+
+# %% ../../nbs/40_models/31_graphsage.ipynb #403715ab
+@patch
+def _read(self: ListLSTM, table: Tensor, flat: Tensor, size: Tensor, start: Tensor) -> Tensor:
+    "Last hidden states over lists that are not empty"
+    rows = flat[(start.unsqueeze(1) + self.places(size)).clamp_max(len(flat) - 1)]
+    length = size.clamp_max(self.most).cpu()
+    packed = pack_padded_sequence(F.embedding(rows, table), length, True, False)
+    return self.lstm(packed)[1][0][0]
 
 # %% ../../nbs/40_models/31_graphsage.ipynb #c78e7937
 class SageLayer(nn.Module):

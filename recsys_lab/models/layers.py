@@ -72,11 +72,12 @@ def _distinct(codes, met, found, place):
 
 
 def distinct(
-    codes: Tensor,  # Not negative, int64, shape (n,), n > 0
+    codes: Tensor,  # int64, shape (n,)
 ) -> tuple[Tensor, Tensor]:  # Shapes (k,) and (n,)
     "The codes that occur, and where each stands among them: `found[place]` equals `codes`"
-    low, high = map(int, codes.aminmax())
-    if codes.device.type != "cpu" or low < 0 or high > 64 * len(codes):
+    on_cpu = codes.device.type == "cpu" and len(codes) > 0
+    low, high = map(int, codes.aminmax()) if on_cpu else (-1, 0)
+    if low < 0 or high > 8 * len(codes):
         return codes.unique(return_inverse=True)
     found, place = np.empty((2, len(codes)), np.int64)
     met = np.full(high + 1, -1, np.int64)

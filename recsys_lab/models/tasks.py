@@ -169,6 +169,8 @@ def _fit(self: MultiTask, train, valid, items, users):
     given = self.items, users
     self.targets = [target(t, train, *given, self.many) for t in self.tasks]
     self.kinds, self.sizes = [t.kind for t in self.targets], [t.size for t in self.targets]
+    if valid is not None and self.options["metric"] != "auc":
+        self._need_order()
     rest = [x if x is None else x.drop(columns=self.tasks, errors="ignore") for x in given]
     self._code(train, *rest)
     NeuralRecommender._fit(self, train, valid, items, users)
@@ -258,7 +260,6 @@ def _check_metric(self: MultiTask):
 def _measure(self: MultiTask, train, valid):
     "Mean AUC of the tasks with a threshold, R² of the main one, or a ranking metric"
     if self.options["metric"] not in ("auc", "r2"):
-        self._need_order()
         return NeuralRecommender._measure(self, train, valid)
     asked = {t: label_of(t) for t in self.tasks if label_of(t)}
     if self.options["metric"] == "r2":
@@ -305,7 +306,9 @@ def task_weights(self: MultiTask) -> dict[str, float]:
 def _need_order(self: MultiTask):
     "Refuse classes as the main task: they order no items"
     if self.kinds[self.tasks.index(self.main)] == "classes":
-        raise Unsupported(f"task {self.main!r} has classes and ranks no items; use another as main")
+        raise Unsupported(
+            f"task {self.main!r} has classes and ranks no items; use another as main, or fit without valid"
+        )
 
 
 @patch

@@ -105,7 +105,8 @@ def label_judge(
     valid: Interactions,  # Rows with the column that the labels are made from
 ) -> Callable | None:  # Fitted model -> AUC; None: it is not trained on one label
     "How a model that is trained on one label is judged"
-    if getattr(model, "options", {}).get("metric") != "auc" or not hasattr(model, "label"):
+    known = getattr(model, "label", None) in valid.columns
+    if getattr(model, "options", {}).get("metric") != "auc" or not known:
         return None
     truth = pair_truth(valid, model.threshold, model.label)
     return lambda fitted: auc(truth, fitted.predict(valid))
