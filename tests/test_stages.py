@@ -56,9 +56,12 @@ def test_somebody_makes_every_dependency():
     made, asked = [*listed.stdout.splitlines(), "data/"], []
     for file in ("dvc.yaml", "benchmark/dvc.yaml"):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
-            todo = stage.get("do", stage)
+            todo, each = stage.get("do", stage), stage.get("foreach", [""])
             made += [next(iter(o)) if isinstance(o, dict) else o for o in todo.get("outs", [])]
-            asked += [(f"{file}:{name}", dep) for dep in todo.get("deps", [])]
+            keys = each if isinstance(each, dict | list) else [""]
+            for key in (k for k in keys if isinstance(k, str)):
+                filled = [dep.replace("${key}", key) if key else dep for dep in todo.get("deps", [])]
+                asked += [(f"{file}:{name}", dep) for dep in filled]
     fixed = {dep: dep.partition("${")[0] for _, dep in asked}
     made = [path.partition("${")[0] for path in made]
     known = lambda dep: any(p.startswith(fixed[dep]) or fixed[dep].startswith(p) for p in made)
