@@ -60,7 +60,9 @@ def test_somebody_makes_every_dependency():
             made += [next(iter(o)) if isinstance(o, dict) else o for o in todo.get("outs", [])]
             keys = each if isinstance(each, dict | list) else [""]
             for key in (k for k in keys if isinstance(k, str)):
-                filled = [dep.replace("${key}", key) if key else dep for dep in todo.get("deps", [])]
+                filled = [
+                    dep.replace("${key}", key) if key else dep for dep in todo.get("deps", [])
+                ]
                 asked += [(f"{file}:{name}", dep) for dep in filled]
     fixed = {dep: dep.partition("${")[0] for _, dep in asked}
     made = [path.partition("${")[0] for path in made]
