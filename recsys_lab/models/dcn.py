@@ -88,7 +88,7 @@ class DCN(ClickModel):
         self,
         dim: int = 16,  # Of the vector of a code
         layers: tuple[int, ...] = (64, 32),  # Widths of the network's layers
-        dropout: float = 0.2,  # Share of the hidden values left out in training
+        dropout: float = 0.2,  # Share of each layer's inputs left out in training
         crosses: int = 2,  # Cross layers
         rank: int | None = None,  # Of their matrices; None: full
         label: str = "rating",  # Column with what became of a pair

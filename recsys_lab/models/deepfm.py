@@ -62,7 +62,7 @@ class DeepFMNet(PairNet):
         self.reset()
 
     @torch.no_grad()
-    def reset(self, std: float = 0.1):  # Products of smaller vectors would vanish
+    def reset(self, std: float = 0.04):  # Larger ones learn by heart, products of smaller vanish
         "Draw vectors; weights, and what belongs to unknown codes, start at zero"
         sides = self.users, self.items
         for side in sides:
@@ -83,7 +83,8 @@ def part(
     if self.mlp:
         weight = self.mlp.first.weight.split(self.widths, 1)[group]
         bias = None if group else self.mlp.first.bias
-        out["deep"] = F.linear(v[..., :-1].flatten(1), weight, bias).float()
+        x = self.mlp.drop_in(v[..., :-1].flatten(1))
+        out["deep"] = F.linear(x, weight, bias).float()
     return out
 
 
@@ -154,7 +155,7 @@ def __init__(
     kind: str = "deepfm",  # or one of its parts: "fm", "deep"
     dim: int = 16,  # Of the vector of a field
     layers: tuple[int, ...] = (64, 32),  # Widths of the network's layers
-    dropout: float = 0.2,  # Share of the hidden values left out in training
+    dropout: float = 0.2,  # Share of each layer's inputs left out in training
     label: str = "rating",  # Column with what became of a pair
     threshold: float = 4.0,  # A label from here on is a yes
     cyclic: bool = False,  # Hour, weekday and month as points on a circle?

@@ -45,6 +45,7 @@ class Experts(JointMLP):
     def __init__(self, d_users: int, d_items: int, n: int, layers: list[int], dropout: float):
         super().__init__(d_users, d_items, [n * layers[0]], dropout)
         del self.last  # The towers answer
+        self.drop_in = nn.Identity()  # The gates read the same inputs
         self.n, widths = n, zip(layers, layers[1:], strict=False)
         self.rest = nn.ModuleList([Parallel(n, *w) for w in widths])
 

@@ -170,13 +170,15 @@ class JointMLP(nn.Module):
         self.first = nn.Linear(d_users + d_items, layers[0])
         widths = zip(layers, layers[1:], strict=False)
         self.rest, self.drop = nn.ModuleList([nn.Linear(*w) for w in widths]), Dropout(dropout)
+        self.drop_in = Dropout(dropout)
         self.last = nn.Linear(layers[-1], 1, bias=False)
 
     def user_half(self, p: Tensor) -> Tensor:  # (n_a, d_users) -> (n_a, h)
-        return F.linear(p, self.first.weight[:, : self.d_users], self.first.bias).float()
+        W = self.first.weight[:, : self.d_users]
+        return F.linear(self.drop_in(p), W, self.first.bias).float()
 
     def item_half(self, q: Tensor) -> Tensor:  # (n_b, d_items) -> (n_b, h)
-        return F.linear(q, self.first.weight[:, self.d_users :]).float()
+        return F.linear(self.drop_in(q), self.first.weight[:, self.d_users :]).float()
 
     def finish(self, x: Tensor) -> Tensor:  # (n, h) -> (n,)
         for i, layer in enumerate(self.rest):
@@ -262,7 +264,7 @@ class NeuMF(PairScorer):
         kind: str = "neumf",  # or one of its parts: "gmf", "mlp"
         dim: int = 64,  # Of the vectors, each part has its own
         layers: tuple[int, ...] = (64, 32, 16),  # Widths of the network's layers
-        dropout: float = 0.0,  # Share of the hidden values left out in training
+        dropout: float = 0.0,  # Share of each layer's inputs left out in training
         negatives: int = 1,  # Pairs drawn for each taken one
         batch_size: int = 2048,  # Pairs in one update, taken and drawn together
         pretrain: bool = False,  # Train both parts alone first, then join them?

@@ -251,7 +251,7 @@ class WideDeep(ClickModel):
         kind: str = "widedeep",  # or one of its parts: "wide", "deep"
         dim: int = 16,  # Of the vector of a code
         layers: tuple[int, ...] = (64, 32),  # Widths of the network's layers
-        dropout: float = 0.2,  # Share of the hidden values left out in training
+        dropout: float = 0.2,  # Share of each layer's inputs left out in training
         label: str = "rating",  # Column with what became of a pair
         threshold: float = 4.0,  # A label from here on is a yes
         many: int = 10,  # Buckets of a number, such as age or year
