@@ -393,7 +393,7 @@ def tasks_section(facts: Facts) -> str:
             paired_table(
                 rows.assign(question=name),
                 columns,
-                f"{protocol}: less that of a network for this question alone",
+                f"{protocol}: one network for all questions less one for this question alone",
             )
         )
     return f"<h2>Several questions, one network</h2>{''.join(out)}" if out else ""
