@@ -117,7 +117,8 @@ def _read(self: ListLSTM, table: Tensor, flat: Tensor, size: Tensor, start: Tens
     "Last hidden states over lists that are not empty"
     rows = flat[(start.unsqueeze(1) + self.places(size)).clamp_max(len(flat) - 1)]
     length = size.clamp_max(self.most).cpu()
-    packed = pack_padded_sequence(F.embedding(rows, table), length, True, False)
+    x = F.embedding(rows, table)
+    packed = pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
     return self.lstm(packed)[1][0][0]
 
 # %% ../../nbs/40_models/31_graphsage.ipynb #c78e7937
