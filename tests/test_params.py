@@ -9,10 +9,12 @@ from recsys_lab.core.params import (
     Params,
     ParamsError,
     check_params,
+    did_you_mean,
     params,
     read_params,
 )
 from recsys_lab.models.registry import make_model
+from recsys_lab.reporting.studies import check_given
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL, SMALL = (read_params(ROOT / f) for f in ("params.yaml", "params.ci.yaml"))
@@ -86,3 +88,13 @@ def test_models_take_their_parameters(raw):
         make_model(key, **section)
         with pytest.raises(ParamsError, match=f"model.{key}"):
             make_model(key, no_such_argument=1)
+
+
+@pytest.mark.parametrize("raw", [REAL, SMALL], ids=["params.yaml", "params.ci.yaml"])
+def test_studies_declare_what_they_are_given(raw):
+    "A section of `study:` has the name of a study, and its keys are parameters of that notebook"
+    notebooks = {p.stem.partition("_")[2]: p for p in (ROOT / "nbs/studies").glob("[0-9]*.ipynb")}
+    assert notebooks
+    for name, given in raw.get("study", {}).items():
+        assert name in notebooks, f"study.{name}: {did_you_mean(name, notebooks)}"
+        assert check_given(notebooks[name], given).keys() >= given.keys()

@@ -13,7 +13,7 @@ import difflib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -71,6 +71,7 @@ class Params(Strict):
     model: dict[str, dict]  # Checked against each model's constructor by the registry
     ablation: dict[str, dict[str, dict[str, dict]]] = {}  # Protocol -> model -> switch -> arguments
     tasks: dict[str, Tasks] = {}  # Protocol -> questions of the study of several tasks
+    study: dict[str, dict[str, Any]] = {}  # Study -> parameters that `dvc.yaml` gives it
     search: dict[str, dict[str, list]] = {}  # Model -> argument -> range or choices
     tuned: dict[str, dict[str, dict]] = {}  # Protocol -> model -> arguments found by the search
 

@@ -8,13 +8,13 @@ Docs: https://recsys-lab.github.io/recsys_lab/40_models/registry.html.md"""
 __all__ = ['NETWORKS', 'model_class', 'make_model', 'models_of', 'check_models']
 
 # %% ../../nbs/40_models/99_registry.ipynb #5d4d5b5e
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from pkgutil import iter_modules
 
-import recsys_lab.models
 from ..core.params import Params, ParamsError, did_you_mean, params
-from .base import Recommender
+from .base import HOMES, Recommender
 
 # %% ../../nbs/40_models/99_registry.ipynb #51880b84
 def _check_arguments(where: str, given: dict, kind: type):
@@ -28,19 +28,27 @@ def _check_arguments(where: str, given: dict, kind: type):
             raise ParamsError(f"{where}: no argument {name!r}; {did_you_mean(name, known)}")
 
 # %% ../../nbs/40_models/99_registry.ipynb #972df5e0
+@cache
+def _modules() -> dict[str, str]:
+    "Module of each name that may be a model's"
+    found = {}
+    for home in map(import_module, HOMES):
+        found |= {m.name: f"{home.__name__}.{m.name}" for m in iter_modules(home.__path__)}
+    return found
+
+
 def model_class(
     key: str,  # Such as "ease" or "popularity-7d"
 ) -> type[Recommender]:
     "The class a key stands for"
-    name = key.partition("-")[0]
-    known = [m.name for m in iter_modules(recsys_lab.models.__path__)]
-    if name not in known:
-        raise ParamsError(f"no model {name!r}; {did_you_mean(name, known)}")
-    module = import_module(f"recsys_lab.models.{name}")
+    name, modules = key.partition("-")[0], _modules()
+    if name not in modules:
+        raise ParamsError(f"no model {name!r}; {did_you_mean(name, modules)}")
+    module = import_module(modules[name])
     for value in vars(module).values():
         if isinstance(value, type) and value.__name__.lower() == name:
             return value
-    raise ParamsError(f"recsys_lab.models.{name} has no class named {name!r}, case aside")
+    raise ParamsError(f"{modules[name]} has no class named {name!r}, case aside")
 
 # %% ../../nbs/40_models/99_registry.ipynb #f5e5be95
 def make_model(

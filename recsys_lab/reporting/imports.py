@@ -14,6 +14,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from ..models.base import HOMES
+
 # %% ../../nbs/80_reporting/02b_imports.ipynb #f1dac1d4
 @cache
 def imported(
@@ -38,8 +40,8 @@ def _file(top: Path, name: tuple) -> Path | None:
     return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.exists()), None)
 
 
-MODELS = ("recsys_lab", "models")
-BY_NAME = {(*MODELS, "registry"), (*MODELS, "base", "model_named")}  # stand for every model
+MODELS = [tuple(home.split(".")) for home in HOMES]  # Packages of models
+BY_NAME = {(*MODELS[0], "registry"), (*MODELS[0], "base", "model_named")}  # stand for every model
 
 
 def closure(
@@ -52,7 +54,8 @@ def closure(
     while todo:
         name = todo.pop()
         if by_name and name in BY_NAME:
-            todo |= {(*MODELS, f.stem) for f in top.joinpath(*MODELS).glob("*.py")} - files.keys()
+            found = {(*home, f.stem) for home in MODELS for f in top.joinpath(*home).glob("*.py")}
+            todo |= found - files.keys()
         if name in files or (file := _file(top, name)) is None:
             continue
         files[name] = file
