@@ -21,6 +21,7 @@ import pandas as pd
 from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
 from ..core.params import read_params
+from .corrections import corrections_section, read_boards
 from recsys_lab.reporting.figures import (
     curves_figure,
     difference_figure,
@@ -75,6 +76,7 @@ class Facts:
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
     ablations: dict = field(default_factory=dict)  # base -> differences of its switches
     tasks: dict = field(default_factory=dict)  # protocol -> networks for several questions
+    corrections: dict = field(default_factory=dict)  # causal study -> its board
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -126,6 +128,7 @@ def gather(
     facts.gaps = _boards(top / "reports" / "boards")
     facts.ablations = _boards(top / "reports" / "boards" / "ablation")
     facts.tasks = _boards(top / "reports" / "boards" / "tasks")
+    facts.corrections = read_boards(top)
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
@@ -463,6 +466,7 @@ def front(
         + benchmark_section(facts)
         + ablation_section(facts, draw)
         + tasks_section(facts)
+        + corrections_section(facts.corrections, draw)
         + speed_section(facts, draw)
         + limits_section(facts)
     )
