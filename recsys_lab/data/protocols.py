@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.params import params
 from .interactions import Interactions
+from .intervened import split_intervened
 from .loaders import load_dataset
 from .prepare import k_core, min_rating
 from .sources import data_folder
@@ -82,6 +83,8 @@ def _split(p, data: Interactions, seed: int) -> Split:
         return split_leave_one_out(data)
     if p.split == "ratio":
         return split_ratio(data, p.ratios, seed)
+    if p.split == "intervened":
+        return split_intervened(data, p.ratios, p.normal, p.intervened, p.judged, seed)
     return _given(data)
 
 
