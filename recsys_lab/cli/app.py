@@ -245,12 +245,16 @@ def record(
     if check:
         return check_records(where)
     from recsys_lab.cli.record import record_runs
+    from recsys_lab.cli.record_boards import record_boards
 
-    rows = 0
-    for run, n in record_runs(**_chosen(where, ("protocol", "model", "seed"))):
-        typer.echo(f"{run['protocol']:<18}{run['model']:<18}seed {run['seed']}  {n} rows")
-        rows += n
-    if not rows:
+    chosen = _chosen(where, ("protocol", "model", "seed", "board"))
+    found = [] if "board" in chosen else record_runs(**chosen)
+    told = [(f"{r['protocol']:<18}{r['model']:<18}seed {r['seed']}", n) for r, n in found]
+    if {*chosen} <= {"board"}:
+        told += [(f"board {name:<30}", n) for name, n in record_boards(chosen.get("board"))]
+    for what, n in told:
+        typer.echo(f"{what}  {n} rows")
+    if not sum(n for _, n in told):
         raise UsageError("no executed study matches; run `make repro` or `make full` first")
 
 # %% ../../nbs/95_cli/02_app.ipynb #d205cbb4

@@ -126,6 +126,11 @@ def recompute(
     from recsys_lab.models.registry import make_model
 
     key, seed = key_of(row), int(row["seed"])
+    if key not in params("model"):
+        raise records.RecordError(
+            f"{row['protocol']} {key}: no model of params.yaml but a row of a causal study; run its "
+            "stage again with dvc repro --force, then recsys-lab record board=..."
+        )
     now = records.sha256_json(make_model(key, row["protocol"]).config())
     if isinstance(row.get("params_sha256"), str) and row["params_sha256"] not in ("", now):
         raise records.RecordError(
