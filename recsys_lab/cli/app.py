@@ -235,7 +235,7 @@ def _chosen(words: list[str] | None, columns) -> dict:
     _known(list(chosen), columns, "column")
     return chosen
 
-
+# %% ../../nbs/95_cli/02_app.ipynb #ec6ac82b
 @app.command()
 def record(
     where: Annotated[list[str], typer.Argument(help="column=value; none: all")] = None,
