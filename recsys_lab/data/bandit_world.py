@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.special import expit, softmax
 
-# %% ../../nbs/10_data/05c_bandit_world.ipynb #41f7cca0
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #b7c207f4
 @dataclass
 class BanditWorld:
     "Rounds of context, action and reward, with the value of every policy known"
@@ -28,7 +28,7 @@ class BanditWorld:
     own: float = 0.0  # With groups: how much of an action's coefficients is its own, 0 to 1
     drift: float = 0.0  # How far the truth has moved at the end of a log, 0 to 1
     types: int = 0  # Number of different contexts; 0: every round another
-    shift: str = "world"  # c from the whole world, or "log": from the contexts at hand
+    scale: str = "world"  # m and s of the whole world, or "log": of the contexts at hand
     seed: int = 0
 
     def __post_init__(self):
@@ -36,11 +36,11 @@ class BanditWorld:
             raise ValueError(
                 f"need n_actions > 1, dim > 0, 0 <= unsupported < n_actions; got {self}"
             )
-        if self.shift not in ("world", "log") or not (0 <= self.own <= 1 and 0 <= self.drift <= 1):
-            raise ValueError(f"need shift 'world' or 'log', own and drift from 0 to 1; got {self}")
+        if self.scale not in ("world", "log") or not (0 <= self.own <= 1 and 0 <= self.drift <= 1):
+            raise ValueError(f"need scale 'world' or 'log', own and drift from 0 to 1; got {self}")
         self._draw()
 
-# %% ../../nbs/10_data/05c_bandit_world.ipynb #bf43453c
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #e55c359e
 def _coefficients(rng: np.random.RandomState, dim: int, features: np.ndarray) -> np.ndarray:
     "B, float64, shape (dim + 1, n_actions), from features of shape (n_actions, f)"
     a = np.c_[np.ones(len(features)), features].T
@@ -68,17 +68,17 @@ def _draw(self: BanditWorld):
     self.contexts = pool if self.types else None
     if self.types:
         logits = self._logits(pool, None)
-        self.c = logits.mean() / logits.std()
+        self.m, self.s = logits.mean(), logits.std()
     else:
-        spread = np.sqrt((self.B[1:] ** 2).sum(0).mean() + self.B[0].var())
-        self.c = self.B[0].mean() / spread
+        self.m = self.B[0].mean()
+        self.s = np.sqrt((self.B[1:] ** 2).sum(0).mean() + self.B[0].var())
 
-# %% ../../nbs/10_data/05c_bandit_world.ipynb #32d0e584
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #191dc1c2
 @patch
 def _logits(
     self: BanditWorld, context: np.ndarray, time: np.ndarray | None
 ) -> np.ndarray:  # Shape (n, n_actions)
-    "ℓ, before the shift"
+    "ℓ, not yet standardised"
     x = np.c_[np.ones(len(context)), context]
     logits = x @ self.B
     if time is None or not self.drift:
@@ -89,13 +89,13 @@ def _logits(
 @patch
 def expected(
     self: BanditWorld,
-    context: np.ndarray,  # Float, shape (n, dim); with shift="log" the contexts of a whole log
+    context: np.ndarray,  # Float, shape (n, dim); with scale="log" the contexts of a whole log
     time: np.ndarray | None = None,  # When, 0 to 1, shape (n,); None: at the beginning
 ) -> np.ndarray:  # q, float64 in (0, 1), shape (n, n_actions)
     "The chance of a reward of every action in every round"
     logits = self._logits(context, time)
-    shift = logits.mean() / logits.std() if self.shift == "log" else self.c
-    return expit(logits - shift)
+    m, s = (logits.mean(), logits.std()) if self.scale == "log" else (self.m, self.s)
+    return expit((logits - m) / s)
 
 # %% ../../nbs/10_data/05c_bandit_world.ipynb #a5f5c4ce
 @patch
@@ -111,7 +111,7 @@ def logging_policy(
         wanted[:, self.n_actions - self.unsupported :] = -np.inf
     return softmax(wanted, axis=1)
 
-# %% ../../nbs/10_data/05c_bandit_world.ipynb #65fececf
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #c5185679
 @patch
 def _rounds(self: BanditWorld, n: int, rng, action_rng) -> dict:
     "One log from two streams, in the reference's order of draws"
@@ -131,15 +131,18 @@ def _rounds(self: BanditWorld, n: int, rng, action_rng) -> dict:
         "context": x,
         "action_ids": np.arange(self.n_actions),
         "action_context": self.action_context,
+        "logging": told,
     }
 
-# %% ../../nbs/10_data/05c_bandit_world.ipynb #8fee8940
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #9345caae
 @patch
 def logs(
     self: BanditWorld,
     *rounds: int,  # Length of each log
     seed: int | None = None,  # Of the draws; None: the world's, the reference's streams
-) -> list[dict]:  # action, reward, propensity, context, action_ids, action_context of each log
+) -> list[
+    dict
+]:  # Columns of each log, and as `logging` all of the policy it claims, shape (n, n_actions)
     "Logs one after another from one stream, say one to learn from and one to judge on"
     if any(n < 1 for n in rounds):
         raise ValueError(f"a log needs a round, got {rounds}")
