@@ -55,6 +55,7 @@ SMALL = {
     "ple": TASKS,
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
+    "macr": {"dim": 8, "epochs": 40, "lr": 0.05},
 }
 
 
