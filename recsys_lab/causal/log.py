@@ -114,6 +114,9 @@ class BanditLog:
         self.context = _table("context", self.context, len(self.action))
         _take_logging(self)
 
+    def __len__(self):
+        return len(self.action)
+
 # %% ../../nbs/50_causal/30_log.ipynb #bc21b150
 def _take_actions(log: BanditLog):
     "Check actions and positions, and count them"
@@ -180,11 +183,6 @@ def take(
         own = len(self.logging) == len(self)
         kept["logging"] = self.logging[rows] if own else self.logging[self.position[rows]]
     return replace(self, **kept)
-
-
-@patch
-def __len__(self: BanditLog):
-    return len(self.action)
 
 # %% ../../nbs/50_causal/30_log.ipynb #19d0560d
 @patch
@@ -267,19 +265,14 @@ def from_frame(
     actions=None,  # Table with a column named as `action`: all there are, and their features
 ) -> BanditLog:
     "A log from a table"
-    names = list(
-        dict.fromkeys([*context, action, reward, propensity, *([position] * bool(position))])
-    )
-    frame = _pandas(df, names)
+    roles = {"reward": reward, "propensity": propensity}
+    places = [] if position is None else [position]
+    frame = _pandas(df, list(dict.fromkeys([*context, action, *roles.values(), *places])))
     _same_length({"action": frame})
     codes, ids, features = _action_codes(frame[action], actions, action)
-    place = None
-    if position is not None:
-        lost = frame[position].isna().to_numpy()
-        _refuse(position, frame[position].to_numpy(), lost, "missing", "leave those rounds out")
-        place = pd.factorize(frame[position], sort=True)[0]
-    numbers = [
-        _checked(k, frame[c], c) for k, c in (("reward", reward), ("propensity", propensity))
-    ]
-    seen = _features(frame[list(context)])
-    return cls(codes, *numbers, seen, place, np.asarray(ids), features)
+    for column in places:
+        lost = frame[column].isna().to_numpy()
+        _refuse(column, frame[column].to_numpy(), lost, "missing", "leave those rounds out")
+    place = pd.factorize(frame[position], sort=True)[0] if places else None
+    numbers = [_checked(role, frame[column], column) for role, column in roles.items()]
+    return cls(codes, *numbers, _features(frame[list(context)]), place, ids, features)
