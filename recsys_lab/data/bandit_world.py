@@ -32,13 +32,17 @@ class BanditWorld:
     seed: int = 0
 
     def __post_init__(self):
-        if not (self.n_actions > 1 and self.dim > 0 and 0 <= self.unsupported < self.n_actions):
-            raise ValueError(
-                f"need n_actions > 1, dim > 0, 0 <= unsupported < n_actions; got {self}"
-            )
-        if self.scale not in ("world", "log") or not (0 <= self.own <= 1 and 0 <= self.drift <= 1):
-            raise ValueError(f"need scale 'world' or 'log', own and drift from 0 to 1; got {self}")
+        self._check()
         self._draw()
+
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #2f90000d
+@patch
+def _check(self: BanditWorld):
+    "Refuse a world that cannot be"
+    if not (self.n_actions > 1 and self.dim > 0 and 0 <= self.unsupported < self.n_actions):
+        raise ValueError(f"need n_actions > 1, dim > 0, 0 <= unsupported < n_actions; got {self}")
+    if self.scale not in ("world", "log") or not (0 <= self.own <= 1 and 0 <= self.drift <= 1):
+        raise ValueError(f"need scale 'world' or 'log', own and drift from 0 to 1; got {self}")
 
 # %% ../../nbs/10_data/05c_bandit_world.ipynb #e55c359e
 def _coefficients(rng: np.random.RandomState, dim: int, features: np.ndarray) -> np.ndarray:
@@ -50,7 +54,7 @@ def _coefficients(rng: np.random.RandomState, dim: int, features: np.ndarray) ->
     B[0] += of_action @ a
     return B
 
-
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #5b5634bc
 @patch
 def _draw(self: BanditWorld):
     "Coefficients at the beginning and the end of a log, and the pool of contexts"
@@ -154,7 +158,7 @@ def logs(
         for n, a in zip(rounds, actions, strict=True)
     ]
 
-
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #a63a137a
 @patch
 def log(
     self: BanditWorld,
@@ -166,6 +170,20 @@ def log(
 
 # %% ../../nbs/10_data/05c_bandit_world.ipynb #1b3f963b
 @patch
+def _chances(self: BanditWorld, policy: np.ndarray, n: int) -> np.ndarray:
+    "Probabilities of a policy in n rounds, refused where they are none"
+    chance = np.asarray(policy, np.float64)
+    if chance.shape not in {(self.n_actions,), (n, self.n_actions)}:
+        raise ValueError(
+            f"a policy for {n} contexts has shape {(n, self.n_actions)} or "
+            f"{(self.n_actions,)}, got {chance.shape}"
+        )
+    if not np.allclose(chance.sum(-1), 1) or (chance < 0).any():
+        raise ValueError("probabilities of a policy are at least 0 and add up to 1 in each round")
+    return chance
+
+
+@patch
 def value(
     self: BanditWorld,
     policy,  # Probabilities, shape (n, n_actions) or (n_actions,); or a function of contexts
@@ -176,17 +194,10 @@ def value(
     if context is None and not self.types:
         raise ValueError("give the contexts, or make the world with types=... to have them all")
     context = self.contexts if context is None else np.asarray(context, np.float64)
-    chance = np.asarray(policy(context) if callable(policy) else policy, np.float64)
-    if chance.shape not in {(self.n_actions,), (len(context), self.n_actions)}:
-        raise ValueError(
-            f"a policy for {len(context)} contexts has shape {(len(context), self.n_actions)} or "
-            f"{(self.n_actions,)}, got {chance.shape}"
-        )
-    if not np.allclose(chance.sum(-1), 1) or (chance < 0).any():
-        raise ValueError("probabilities of a policy are at least 0 and add up to 1 in each round")
+    chance = self._chances(policy(context) if callable(policy) else policy, len(context))
     return float((chance * self.expected(context, time)).sum(1).mean())
 
-
+# %% ../../nbs/10_data/05c_bandit_world.ipynb #d23a06bb
 @patch
 def best(
     self: BanditWorld,
