@@ -34,14 +34,12 @@ def head_items(
 def popularity_groups(
     counts: np.ndarray,  # Training rows of each item, shape (n_items,)
     edges: tuple = (0.2, 0.8),  # Shares of the rows at which a group ends, rising
-) -> np.ndarray:  # 0: head, then on to the tail, int64, shape (n_items,)
+) -> np.ndarray:  # 0: head, then on to the tail, int64, shape (n_items,); equal counts, one group
     "Groups of items by the rows that more popular items hold"
-    counts = np.asarray(counts, np.float64)
-    order = np.argsort(-counts, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    out = np.empty(len(counts), np.int64)
-    out[order] = np.searchsorted(edges, before / max(counts.sum(), 1), side="right")
-    return out
+    counts = np.asarray(counts, np.int64)
+    rows = np.bincount(counts) * np.arange(counts.max(initial=0) + 1)
+    above = rows.sum() - rows.cumsum()
+    return np.searchsorted(edges, above / max(rows.sum(), 1), side="right")[counts]
 
 # %% ../../nbs/50_causal/10_popularity_bias.ipynb #3b243d0b
 def list_popularity(
