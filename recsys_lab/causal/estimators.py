@@ -102,7 +102,7 @@ class Terms:
     numerator: np.ndarray  # Shape (n, k)
     denominator: np.ndarray  # Shape (n, k)
     weight: np.ndarray  # What multiplies the outcome of each round, shape (n,)
-    low: float  # No term of a plain mean is smaller
+    low: float  # No term of a plain mean is smaller; NaN if self-normalised
     high: float  # Nor larger
     setting: float | None = None  # Threshold or shrinkage that was used
 
@@ -182,7 +182,7 @@ def terms(
         top, bottom = [v * missed], [v]
         if self.model:
             top, bottom = [base, *top], [ones, *bottom]
-    low, high = _ends(self, rounds, setting)
+    low, high = (np.nan, np.nan) if self.normalised else _ends(self, rounds, setting)
     return Terms(np.column_stack(top), np.column_stack(bottom), v, low, high, setting)
 
 # %% ../../nbs/50_causal/33_estimators.ipynb #59ff53ba
