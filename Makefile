@@ -9,7 +9,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers preparation full check
+.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers golden preparation full check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,11 @@ hooks: setup  ## git drivers for notebooks, in this clone only
 peers: data  ## speed and quality beside RecBole, in its own environment
 	@.ci/setup .venv-recbole peers/requirements-recbole.txt
 	@recsys-lab speed
+
+golden: setup  ## what Open Bandit Pipeline says of small logs, for the tests, in its own environment
+	@.ci/setup .venv-obp peers/requirements-obp.txt
+	@.venv-obp/bin/python -m pip install -q --no-deps --ignore-requires-python obp==0.5.5
+	@.venv-obp/bin/python peers/obp_golden.py
 
 preparation: setup  ## a hundred million generated rows prepared, beside polars' bare sort
 	@python benchmark/preparation.py --record
