@@ -56,6 +56,17 @@ SMALL = {
     "sasrec": SASREC | {"epochs": 25},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
     "macr": {"dim": 8, "epochs": 40, "lr": 0.05},
+    "bprmf-popular": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "ipsbpr": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "ipsbpr-user": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "ipsbpr-mse": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "relmf": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "pda": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "pda-wanted": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "posthoc": {"model": {"model": "ease", "lam": 1.0}},
+    "posthoc-calibrated": {"model": {"model": "ease", "lam": 1.0}},
+    "posthoc-ease": {"model": {"model": "ease", "lam": 1.0}},
+    "posthoc-mf": {"model": {"model": "mf", "dim": 8, "epochs": 60, "lr": 0.05}},
 }
 
 

@@ -144,6 +144,18 @@ def around(
 _SHARED = ("user_ids", "item_ids", "n_users", "n_items", "popularity", "histories", "items")
 
 # %% ../../nbs/50_causal/14_posthoc.ipynb #818ae4a8
+def _above(scores: np.ndarray, top: np.ndarray) -> np.ndarray:
+    "Scores whose listed items stand above all others, in the order of the list"
+    row, place = np.nonzero(top >= 0)
+    own = np.full(top.shape, -np.inf, scores.dtype)
+    own[row, place] = scores[row, top[row, place]]
+    own = -np.sort(-own, axis=1)  # so that what is nearly tied stays so, wherever it stands
+    lift = np.ptp(scores, axis=1) + 1
+    out = scores.copy()
+    out[row, top[row, place]] = own[row, place] + lift[row]
+    return out
+
+
 @patch
 def _changed(self: PostHoc, scores: np.ndarray, histories: Histories) -> np.ndarray:
     "The member's scores with less popularity"
@@ -156,9 +168,7 @@ def _changed(self: PostHoc, scores: np.ndarray, histories: Histories) -> np.ndar
     free[histories.csr(self.n_items).nonzero()] = -np.inf
     wanted = group_shares(histories, groups)
     top = calibrated(free, groups, wanted, self.lam, min(self.length, self.n_items))
-    row, place = np.nonzero(top >= 0)
-    out[row, top[row, place]] = out.max() + 1 + top.shape[1] - place
-    return out
+    return _above(out, top)
 
 
 @patch
