@@ -190,12 +190,12 @@ def _logistic(data: Interactions, items, users, reg: float, cross: bool, offsets
     first[0] = np.log(len(data) / max(n * m - len(data), 1))
     return _maximise(tables, slope, first, penalty, data, steps)
 
-# %% ../../nbs/50_causal/00_propensity.ipynb #e881935b
+# %% ../../nbs/50_causal/00_propensity.ipynb #9ae0b35d
 def _low_rank(data: Interactions, rank: int, reg: float | None, steps: int, seed: int):
     "Tables of users and items, and how the fit went"
     n, m = data.n_users, data.n_items
     density = len(data) / (n * m)
-    reg = np.sqrt(density) * (np.sqrt(n) + np.sqrt(m)) if reg is None else reg
+    reg = np.sqrt(density) * (np.sqrt(n) + np.sqrt(m)) / 2 if reg is None else reg
     edges = np.cumsum([n * rank, m * rank, n])
     one = lambda size: np.ones((size, 1))
 
