@@ -11,6 +11,7 @@ __all__ = ['SLATES', 'SlateLog', 'slate_terms', 'estimate_slates']
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
 from .estimators import Terms
