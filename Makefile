@@ -12,7 +12,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 .PHONY: help setup fetch data repro test lab report library docs doctor hooks peers golden preparation full check
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup:  ## .venv from the pins (once; then nothing)
 	@.ci/setup
@@ -74,6 +74,9 @@ golden: setup  ## what Open Bandit Pipeline says of small logs, for the tests, i
 
 preparation: setup  ## a hundred million generated rows prepared, beside polars' bare sort
 	@python benchmark/preparation.py --record
+
+off-policy: setup  ## a million logged rounds judged by nine estimators, beside numpy's bootstrap alone
+	@python benchmark/off_policy.py --record
 
 full: data  ## the full benchmark (hours on a CPU, minutes on a GPU)
 	@dvc repro --keep-going benchmark/dvc.yaml
