@@ -9,7 +9,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers golden preparation full check
+.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers golden preparation off-policy full check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
