@@ -51,7 +51,7 @@ RULES |= dict.fromkeys(("eta", "strength"), NOT_NEGATIVE)
 @patch
 def _draw(self: ClickWorld, rng: np.random.Generator):
     "The truth of this world"
-    place, given = np.arange(1, self.length + 1), self.examination
+    place, given = np.arange(1.0, self.length + 1), self.examination
     theta = np.asarray(place**-self.eta if given is None else given, np.float64)
     if theta.shape != (self.length,) or not ((theta > 0) & (theta <= 1)).all():
         raise ValueError(f"examination must be {self.length} numbers in (0, 1], got {given!r}")
