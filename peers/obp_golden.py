@@ -41,7 +41,9 @@ PARTS = 64  # Probabilities are whole parts of this
 def shares(rng, n, k):
     "n distributions over k, every entry at least one part of 64"
     even = np.full(k, 1 / k)
-    drawn = [rng.multinomial(PARTS - k, rng.dirichlet(np.ones(k)) * 0.8 + even * 0.2) for _ in range(n)]
+    drawn = [
+        rng.multinomial(PARTS - k, rng.dirichlet(np.ones(k)) * 0.8 + even * 0.2) for _ in range(n)
+    ]
     return (np.array(drawn) + 1) / PARTS
 
 
@@ -119,7 +121,11 @@ def plackett_luce(weight, slate):
     for place, item in enumerate(slate):
         steps[place, free] = weight[free] / weight[free].sum()
         each[place], free[item] = steps[place, item], False
-    return {"steps": steps, "cascade": each.cumprod(), "marginal": marginal[np.arange(length), slate]}
+    return {
+        "steps": steps,
+        "cascade": each.cumprod(),
+        "marginal": marginal[np.arange(length), slate],
+    }
 
 
 def slate_log(rng, n, k, length):
@@ -136,7 +142,9 @@ def slate_log(rng, n, k, length):
         "q": rng.integers(0, PARTS + 1, (n, length, k)) / PARTS,
     }
     for name, found in (("logging", b), ("policy", e)):
-        out |= {f"{name}_{key}": np.array([f[key] for f in found]) for key in ("cascade", "marginal")}
+        out |= {
+            f"{name}_{key}": np.array([f[key] for f in found]) for key in ("cascade", "marginal")
+        }
     return out | {"policy_steps": np.array([f["steps"] for f in e])}
 
 
@@ -167,7 +175,9 @@ def slate_estimates(log):
         "sniips": (SelfNormalizedSlateIndependentIPS, single),
         "snrips": (SelfNormalizedSlateRewardInteractionIPS, cascade),
     }
-    values = {n_: c(len_list=length).estimate_policy_value(**rows, **g) for n_, (c, g) in kinds.items()}
+    values = {
+        n_: c(len_list=length).estimate_policy_value(**rows, **g) for n_, (c, g) in kinds.items()
+    }
     values["cascade_dr"] = SlateCascadeDoublyRobust(
         len_list=length, n_unique_action=k
     ).estimate_policy_value(
@@ -208,7 +218,13 @@ def world(seed, rounds, actions, dim, beta):
     kinds = {"dm": DirectMethod(), "ips": InverseProbabilityWeighting(), "dr": DoublyRobust()}
     first = slice(0, 5)
     return {
-        "settings": {"n_actions": actions, "dim": dim, "beta": beta, "seed": seed, "rounds": rounds},
+        "settings": {
+            "n_actions": actions,
+            "dim": dim,
+            "beta": beta,
+            "seed": seed,
+            "rounds": rounds,
+        },
         "context": test["context"][first],
         "action": test["action"],
         "reward": test["reward"],
