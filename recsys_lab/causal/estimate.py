@@ -23,6 +23,12 @@ from ..core.display import Table, interval_bar, number, scale, theme
 from ..core.display import interval as text_interval
 
 # %% ../../nbs/50_causal/36_estimate.ipynb #28757a88
+def _title(name: str, settings: Mapping) -> str:
+    "Title of an estimator, with the setting it used"
+    title = ESTIMATORS[name].title if name in ESTIMATORS else name
+    return f"{title} at {number(settings[name], 3)}" if name in settings else title
+
+
 class Estimates(Table):
     "Values of a policy; `attrs` hold the logged mean, the level and the diagnosis"
 
@@ -31,10 +37,9 @@ class Estimates(Table):
     def drawn(self):
         "Values with their intervals, drawn on one scale with the logged mean in the caption"
         ends, rows = scale(self.value, self.low, self.high), list(self.itertuples(index=False))
-        titles = {e.name: e.title for e in ESTIMATORS.values()}
         level, logged = self.attrs.get("level", 0.95), self.attrs.get("logged")
         shown = {
-            "estimator": [titles.get(r.estimator, r.estimator) for r in rows],
+            "estimator": [_title(r.estimator, self.attrs.get("settings", {})) for r in rows],
             "value": [text_interval(r.value, r.low, r.high, 5) for r in rows],
             f"{level:.0%}": [interval_bar(r.value, r.low, r.high, *ends) for r in rows],
             "effective rounds": [number(r.effective, 0) for r in rows],
@@ -65,10 +70,12 @@ def _chosen(wanted, rounds) -> dict[str, Estimator]:
     return {e.name: e for e in listed}
 
 
-def _warned(e: Estimator, found: Mapping) -> str:
+def _warned(e: Estimator, found: Mapping, rounds) -> str:
     "Names of the warnings that concern an estimator"
-    concerned = lambda k: "overlap" in k or e.name != "dm"
-    return ", ".join(k for k in found if concerned(k))
+    names = [k for k in found if "overlap" in k or e.name != "dm"]
+    if e.marginal and np.allclose(rounds.marginal, rounds.weight):
+        names.append("every action is a group of its own")
+    return ", ".join(names)
 
 # %% ../../nbs/50_causal/36_estimate.ipynb #45359112
 def estimate(
@@ -88,7 +95,9 @@ def estimate(
     terms = {name: e.terms(rounds) for name, e in chosen.items()}
     found = diagnose(log, policy, rounds.weight)
     table = value_intervals(terms, interval, resamples, level, seed)
-    out = Estimates(table.assign(warnings=[_warned(e, found.warnings) for e in chosen.values()]))
+    out = Estimates(
+        table.assign(warnings=[_warned(e, found.warnings, rounds) for e in chosen.values()])
+    )
     settings = {k: t.setting for k, t in terms.items() if t.setting is not None}
     out.attrs = {"logged": float(log.reward.mean()), "level": level, "interval": interval}
     out.attrs |= {"settings": settings, "warnings": found.warnings, "facts": found.facts}
@@ -101,9 +110,8 @@ def figure(
 ) -> go.Figure:
     "Every estimate with its interval, and what the log earned as a line"
     t, ends = self.iloc[::-1], {"type": "data", "symmetric": False}
-    titles = {e.name: e.title for e in ESTIMATORS.values()}
     bars = ends | {"array": t["high"] - t["value"], "arrayminus": t["value"] - t["low"]}
-    names = [titles.get(k, k) for k in t["estimator"]]
+    names = [_title(k, {}) for k in t["estimator"]]
     text = [text_interval(r.value, r.low, r.high, 5) for r in t.itertuples()]
     dots = go.Scatter(x=t["value"], y=names, error_x=bars, mode="markers", marker_size=10)
     dots.update(customdata=text, hovertemplate="<b>%{y}</b><br>%{customdata}<extra></extra>")
