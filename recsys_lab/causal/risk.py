@@ -255,7 +255,7 @@ def stand_in(
         total = total + number[kind] * (mean + a) + np.bincount(of_item, b, folds)[kind]
     return replace(self, imputed=rows, imputed_sum=total)
 
-# %% ../../nbs/50_causal/01_risk.ipynb #468cad7a
+# %% ../../nbs/50_causal/01_risk.ipynb #88679507
 def stratified(
     seen: Seen,
     stratum: np.ndarray,  # Of each row, such as its rating or item, whole numbers, shape (k,)
@@ -271,9 +271,10 @@ def stratified(
     of = lambda x, w=None: np.bincount(x, w, size)
     pi = of(np.arange(len(shares)), shares) if drawn is None else of(kinds) / len(kinds)
     count = of(stratum)
-    if (lost := np.flatnonzero((pi > 0) & (count == 0))).size:
+    if (few := np.flatnonzero((pi > 0) & (count < 2))).size:
         raise ValueError(
-            f"{len(lost)} strata have a share and no error, for example {lost[0]}; join them to others"
+            f"{len(few)} strata with a share have fewer than 2 errors, for example {few[0]}; "
+            "join them to others"
         )
     mean = of(stratum, seen.error) / np.maximum(count, 1)
     rest = (seen.error - mean[stratum]) / np.sqrt(count * np.maximum(count - 1, 1))[stratum]
