@@ -186,8 +186,9 @@ def test_lint(how):
     assert done.returncode == 0, done.stdout[-3000:] + "\nrun: make docs"
 
 
-def test_tutorial_is_short():
-    "From a CSV to a saved model in five cells"
-    code = cells(ROOT / "nbs/tutorials/your_own_data.ipynb")
+@pytest.mark.parametrize("nb", TUTORIALS, ids=name)
+def test_tutorial_is_short(nb):
+    "From a CSV to a saved model, from a log to a diagnosis: five cells each"
+    code = cells(nb)
     assert len(code) == 5
     assert max(len(source(c).splitlines()) for c in code) <= 12
