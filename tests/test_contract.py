@@ -12,6 +12,7 @@ NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, 
 GRAPHSAGE = {"dim": 16, "fanouts": [8, 8], "columns": None, "epochs": 60, "lr": 0.02}
 CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
 TOWER = {"dim": 16, "epochs": 20, "lr": 0.05, "batch_size": 256}
+RATINGS = {"dim": 2, "lr": 0.05, "batch_size": 256, "epochs": 40, "reg": 0.1}
 TASKS = CLICKS | {"tasks": ["taken", "popularity"]}  # The contract's data have no ratings
 # Key -> small settings; a model added to params.yaml needs a line here
 SMALL = {
@@ -45,6 +46,9 @@ SMALL = {
     "neumf-gmf": NEUMF,
     "neumf-mlp": NEUMF,
     "svd": {"dim": 4, "ridge": 1.0},
+    **dict.fromkeys(("ipsmf", "ipsmf-none", "ipsmf-snips", "ipsmf-missing"), RATINGS),
+    **dict.fromkeys(("ipsmf-counts", "ipsmf-lowrank", "ipsmf-known"), RATINGS),
+    **dict.fromkeys(("drmf", "drmf-dr", "drmf-mrdr", "drmf-eib"), RATINGS),
     "widedeep": CLICKS,
     "dcn": CLICKS,
     "deepfm": CLICKS,
@@ -58,7 +62,14 @@ SMALL = {
     "macr": {"dim": 8, "epochs": 40, "lr": 0.05},
     "dice": {"dim": 4, "epochs": 40, "lr": 0.05},
     "cause": {"dim": 8, "epochs": 60, "lr": 0.05, "distance": 0.1},
-    "cause-marked": {"dim": 8, "epochs": 60, "lr": 0.05, "treatment": None, "use": "treatment", "share": 0.5},
+    "cause-marked": {
+        "dim": 8,
+        "epochs": 60,
+        "lr": 0.05,
+        "treatment": None,
+        "use": "treatment",
+        "share": 0.5,
+    },
     "bprmf-popular": {"dim": 8, "epochs": 60, "lr": 0.05},
     "ipsbpr": {"dim": 8, "epochs": 60, "lr": 0.05},
     "ipsbpr-user": {"dim": 8, "epochs": 60, "lr": 0.05},

@@ -37,6 +37,7 @@ class IPSMF(RatingModel):
         "guess": or_none(NUMBER),
         "draws": COUNT,
     }
+    weighted = property(lambda self: self.weighting != "none")
 
     def __init__(
         self,

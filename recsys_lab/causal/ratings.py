@@ -108,7 +108,9 @@ class RatingModel(NeuralRecommender, SVD):
 
     _settings = RATING_RULES
     sample = None  # Ratings of drawn items, for the propensities that need them
+    valid_weights = None  # Of validation rows, shape (len(valid),); None: by the propensity
     draws = 0  # Pairs drawn for each rating
+    weighted = True  # Do weights take part in the loss?
     neighbours = 10  # Known users whose vectors make a stranger's
     seed = property(lambda self: self.options["seed"])
 
@@ -158,11 +160,11 @@ def _main(net: nn.Module) -> Factors:
 
 @patch
 def _network(self: RatingModel, train) -> nn.Module:
-    "Vectors around the weighted mean"
+    "Vectors around the mean, weighted where the loss is"
     net = Factors(self.n_users, self.n_items, self.dim)
     if train is not None:
         *_, rating, weight = self.rated
-        net.mean.data += float(np.average(rating, weights=weight))
+        net.mean.data += float(np.average(rating, weights=weight if self.weighted else None))
         net.ends += torch.tensor([rating.min(), rating.max()])
     return net
 
@@ -210,8 +212,20 @@ def explained(
     data: Interactions,  # Held-out rows of the log, with ratings
 ) -> float:  # Larger is better
     "R² of held-out ratings, weighted if the metric is snips_r2"
-    weight = np.ones(len(data)) if self.options["metric"] == "r2" else self._weights(data)
+    return self._explained(data, self._valid_weights(data))
+
+
+@patch
+def _explained(self: RatingModel, data: Interactions, weight: np.ndarray) -> float:
     return weighted_r2(pair_truth(data), self.predict(data), weight)
+
+
+@patch
+def _valid_weights(self: RatingModel, data: Interactions) -> np.ndarray:
+    "What each held-out row counts for"
+    if self.options["metric"] == "r2":
+        return np.ones(len(data))
+    return self._weights(data) if self.valid_weights is None else self.valid_weights
 
 # %% ../../nbs/50_causal/02_ratings.ipynb #24136660
 METRICS = ("r2", "snips_r2")
@@ -232,8 +246,10 @@ def _measure(self: RatingModel, train, valid):
     if "rating" not in valid.columns:
         raise ValueError("metric 'r2' needs ratings in valid; without them use metric='ndcg@10'")
 
+    weight = self._valid_weights(valid)
+
     def metric() -> float:
         self._freeze()
-        return self.explained(valid)
+        return self._explained(valid, weight)
 
     return metric
