@@ -132,8 +132,8 @@ def slate_log(rng, n, k, length):
     "Slates without repetition, of Plackett-Luce policies with whole weights"
     logging, policy = rng.integers(1, 9, (n, k)), rng.integers(1, 9, (n, k))
     slates = [rng.choice(k, length, replace=False, p=w / w.sum()) for w in logging]
-    b = [plackett_luce(w, s) for w, s in zip(logging, slates)]
-    e = [plackett_luce(w, s) for w, s in zip(policy, slates)]
+    b = [plackett_luce(w, s) for w, s in zip(logging, slates, strict=True)]
+    e = [plackett_luce(w, s) for w, s in zip(policy, slates, strict=True)]
     out = {
         "action": np.array(slates),
         "reward": rng.integers(0, 2, (n, length)).astype(float),
