@@ -156,10 +156,8 @@ def random_board(
             row |= {"low": ends.iloc[0], "high": ends.iloc[1], "control": ""}
             if method != control:
                 d = own.draws[metric] - base.draws[metric]
-                between = dict(
-                    zip(("difference_low", "difference_high"), d.quantile([0.025, 0.975]))
-                )
-                row |= between | {"control": control, "p": bootstrap_p(d)}
+                row["difference_low"], row["difference_high"] = d.quantile([0.025, 0.975])
+                row |= {"control": control, "p": bootstrap_p(d)}
                 row["difference"] = own.value[metric] - base.value[metric]
             rows.append(row)
     return _with_verdicts(pd.DataFrame(rows), level)
