@@ -101,7 +101,7 @@ class Terms:
 
     numerator: np.ndarray  # Shape (n, k)
     denominator: np.ndarray  # Shape (n, k)
-    weight: np.ndarray  # What multiplies the outcome of each round, shape (n,)
+    weight: np.ndarray  # How much each round counts, shape (n,)
     low: float  # No term of a plain mean is smaller; NaN if self-normalised
     high: float  # Nor larger
     setting: float | None = None  # Threshold or shrinkage that was used
@@ -115,8 +115,8 @@ class Terms:
     @property
     def effective(self) -> float:
         "How many rounds of equal weight would say as much (Kish)"
-        v, n = self.weight, len(self.weight)
-        return float(v.sum() ** 2 / (v @ v)) if v.any() else float(n)
+        v = self.weight
+        return float(v.sum() ** 2 / (v @ v)) if v.any() else 0.0
 
 # %% ../../nbs/50_causal/33_estimators.ipynb #fd0ecd87
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,8 @@ def terms(
         if self.model:
             top, bottom = [base, *top], [ones, *bottom]
     low, high = (np.nan, np.nan) if self.normalised else _ends(self, rounds, setting)
-    return Terms(np.column_stack(top), np.column_stack(bottom), v, low, high, setting)
+    counts = ones if self.shrink is _nothing else v
+    return Terms(np.column_stack(top), np.column_stack(bottom), counts, low, high, setting)
 
 # %% ../../nbs/50_causal/33_estimators.ipynb #59ff53ba
 def _all(w: np.ndarray, _) -> np.ndarray:
