@@ -57,7 +57,11 @@ def _given(data: Interactions) -> Split:
         raise ValueError(f"split 'given' needs a column 'part'; there are {sorted(data.columns)}")
     part = np.asarray(data.columns["part"], np.uint8)
     ordered = data.has_time and (part[np.diff(data.offsets).cumsum() - 1] == 2).all()
-    return Split(data, part, "leave-one-out" if ordered else "ratio", {"published": True})
+    info, pair = {"published": True}, np.asarray(data.user, np.int64) * data.n_items + data.item
+    known = (part == 2) & np.isin(pair, pair[part < 2])
+    if not data.has_time and known.any():
+        part, info["known_targets"] = np.where(known, 3, part).astype(np.uint8), int(known.sum())
+    return Split(data, part, "leave-one-out" if ordered else "ratio", info)
 
 
 def ncf_candidates(
