@@ -8,8 +8,6 @@ Docs: https://recsys-lab.github.io/recsys_lab/50_causal/posthoc.html.md"""
 __all__ = ['penalised', 'group_shares', 'divergence', 'calibrated', 'PostHoc']
 
 # %% ../../nbs/50_causal/14_posthoc.ipynb #4c254f60
-from copy import copy
-
 import numpy as np
 from fastcore.basics import patch
 
