@@ -8,7 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/50_causal/risk.html.md"""
 __all__ = ['LOSSES', 'NEEDS', 'OMEGA', 'Seen', 'seen_errors', 'Terms', 'spread', 'RiskTable', 'estimate_risk', 'additive',
            'stratified', 'risk_difference']
 
-# %% ../../nbs/50_causal/01_risk.ipynb #a807183e
+# %% ../../nbs/50_causal/01_risk.ipynb #d679f9a4
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,13 @@ from ..core.display import Table, interval
 from ..core.settings import NOT_NEGATIVE, Setting, check_settings, one_of
 from ..data.interactions import Interactions
 from ..evaluation.intervals import resampled_counts
+from ..evaluation.pairs import pair_truth
 
-# %% ../../nbs/50_causal/01_risk.ipynb #f01f8b4f
-LOSSES = {"squared": lambda real, said: (said - real) ** 2, "absolute": lambda r, s: np.abs(s - r)}
+# %% ../../nbs/50_causal/01_risk.ipynb #bc6b36f3
+LOSSES = {
+    "squared": lambda real, said: (said - real) ** 2,
+    "absolute": lambda real, said: np.abs(said - real),
+}
 
 
 @dataclass(repr=False, eq=False)
@@ -51,7 +55,7 @@ class Seen:
     def __repr__(self):
         return f"Seen({len(self.error):,} errors of {self.shape[0]:,} x {self.shape[1]:,} pairs)"
 
-# %% ../../nbs/50_causal/01_risk.ipynb #3b4e6930
+# %% ../../nbs/50_causal/01_risk.ipynb #8f1500ae
 def _check_rows(name: str, values, k: int):
     "Refuse a wrong length, what is not finite, and a propensity that is none"
     if values is None:
@@ -77,7 +81,7 @@ def seen_errors(
     "Errors of predictions of the rows of a log"
     check_settings({"loss": loss}, {"loss": one_of(*LOSSES)})
     _check_rows("predictions", predictions, len(data))
-    error = LOSSES[loss](np.asarray(data.columns["rating"], np.float64), np.asarray(predictions))
+    error = LOSSES[loss](pair_truth(data), np.asarray(predictions))
     return Seen(data.user, data.item, error, (data.n_users, data.n_items), propensity)
 
 # %% ../../nbs/50_causal/01_risk.ipynb #95544fe4
