@@ -215,6 +215,7 @@ MOST_KINDS = 1000  # Different values of a column of text
 
 def _pandas(frame, columns: list[str], what: str = "df") -> pd.DataFrame:
     "These columns of a pandas or polars frame, as pandas"
+    frame = frame.collect() if hasattr(frame, "collect") else frame
     there = list(getattr(frame, "columns", []))
     if lacking := [c for c in columns if c not in there]:
         raise ValueError(f"{what} has no column {', '.join(map(repr, lacking))}; it has {there}")
@@ -274,7 +275,7 @@ def from_frame(
     actions=None,  # Table with a column named as `action`: all there are, and their features
 ) -> BanditLog:
     "A log from a table"
-    roles = {"reward": reward, "propensity": propensity}
+    roles, context = {"reward": reward, "propensity": propensity}, np.atleast_1d(context).tolist()
     places = [] if position is None else [position]
     frame = _pandas(df, list(dict.fromkeys([*context, action, *roles.values(), *places])))
     _same_length({"action": frame})

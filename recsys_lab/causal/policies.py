@@ -94,6 +94,8 @@ def policy_rows(
     rows: slice,  # Those wanted, b of them
 ) -> np.ndarray:  # Shape (b, n_actions)
     "Checked probabilities of all actions for some rounds"
+    if hasattr(policy, "score") and not callable(policy):
+        raise ValueError("a model is no policy yet; recommender_policy(model, ...) makes one of it")
     if isinstance(policy, GroupedPolicy):
         p = policy(log, rows)
     elif callable(policy):

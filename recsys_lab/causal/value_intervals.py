@@ -91,7 +91,8 @@ def _t(t: Terms, level: float) -> tuple[float, float]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = t.numerator.sum(0) / t.denominator.sum(0)
         part = ((t.numerator - ratio * t.denominator) / mean).sum(1)
-    half = stats.t.ppf((1 + level) / 2, max(n - 1, 1)) * part.std(ddof=min(1, n - 1)) / np.sqrt(n)
+    error = part.std(ddof=1) / np.sqrt(n) if n > 1 else math.nan
+    half = stats.t.ppf((1 + level) / 2, max(n - 1, 1)) * error
     return t.value - half, t.value + half
 
 
