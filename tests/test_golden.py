@@ -13,6 +13,7 @@ from recsys_lab.causal.learning import IPWLearner
 from recsys_lab.causal.log import BanditLog
 from recsys_lab.causal.open_bandit import open_bandit, shop_policy
 from recsys_lab.causal.reward_model import fit_reward_model
+from recsys_lab.causal.slates import SLATES, SlateLog, slate_terms
 from recsys_lab.data.bandit_world import BanditWorld
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "obp_estimates.json").read_text())
@@ -51,6 +52,29 @@ def test_estimates_without_positions_are_the_same():
     rounds = weigh(plain, np.array(g["policy"]), np.array(g["q"]))
     for kind in ("dm", "ips", "snips", "dr", "sndr"):
         assert ESTIMATORS[kind].terms(rounds).value == pytest.approx(g["estimates"][kind], abs=1e-9)
+
+
+def conditional(cascade: list) -> np.ndarray:
+    "Chances of each choice given those above, from those of all choices so far"
+    c = np.array(cascade)
+    return c / np.c_[np.ones(len(c)), c[:, :-1]]
+
+
+def test_slate_estimates_are_those_of_obp():
+    g = GOLDEN["slates"]
+    action, q = np.array(g["action"]), np.array(g["q"])
+    log = SlateLog(
+        reward=g["reward"],
+        logging=conditional(g["logging_cascade"]),
+        policy=conditional(g["policy_cascade"]),
+        logging_marginal=g["logging_marginal"],
+        policy_marginal=g["policy_marginal"],
+        q=np.take_along_axis(q, action[:, :, None], 2)[:, :, 0],
+        q_policy=(q * np.array(g["policy_steps"])).sum(2),
+    )
+    assert set(g["estimates"]) == set(SLATES)
+    for name, theirs in g["estimates"].items():
+        assert slate_terms(log, name).value == pytest.approx(theirs, abs=1e-9), name
 
 
 @pytest.mark.parametrize("g", GOLDEN["worlds"], ids=lambda g: f"seed {g['settings']['seed']}")
