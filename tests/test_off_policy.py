@@ -383,6 +383,24 @@ def test_bootstrap_is_as_wide_as_the_standard_error():
     assert width["hoeffding"][["snips", "sndr"]].isna().all()
 
 
+@pytest.mark.parametrize("interval", ["bootstrap", "t"])
+def test_intervals_cover_where_weights_are_mild(interval):
+    "150 logs of a world whose value is known; a binomial with p = 0.95 is below 0.89 once in a thousand"
+    rng, names = np.random.default_rng(7), ["ips", "snips", "dr", "sndr"]
+    chance, target, worth = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]), [0.2, 0.5, 0.7]
+    inside = []
+    for _ in range(150):
+        action = rng.choice(3, 400, p=chance)
+        reward = (rng.random(400) < np.take(worth, action)) * 1.0
+        rounds = weigh(
+            BanditLog(action, reward, chance[action], n_actions=3), target, [0.5, 0.5, 0.5]
+        )
+        terms = {k: ESTIMATORS[k].terms(rounds) for k in names}
+        table = value_intervals(terms, interval, 400, seed=len(inside))
+        inside.append(table["low"].le(target @ worth) & table["high"].ge(target @ worth))
+    assert (pd.DataFrame(inside).mean() >= 0.89).all()
+
+
 def test_bounds_contain_every_term():
     for seed in range(20):
         log, target, q = random_log(seed)
