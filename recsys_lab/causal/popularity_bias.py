@@ -83,6 +83,27 @@ def group_recall(
     return np.divide(found, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 # %% ../../nbs/50_causal/10_popularity_bias.ipynb #acf48326
+def _asked(result: Evaluation, split: Split, part: str):
+    "What the evaluated users were to find"
+    seen = split.seen(part)
+    task = ranking_task(split.history(part), split.view(part), seen, result.codes)
+    if not np.array_equal(task.codes, result.codes):
+        raise ValueError(f"the evaluation has {len(result.codes)} users, this part {len(task)}")
+    return task
+
+
+def _together(top: np.ndarray, counts: np.ndarray, k: int) -> dict:
+    "Measures of all lists together"
+    head, n = head_items(counts), len(counts)
+    tail = np.where(np.append(head, True)[top], -1, top)
+    reached = coverage(tail, n) / (1 - head.mean())
+    return {
+        f"gini@{k}": gini(top, n),
+        f"coverage@{k}": coverage(top, n),
+        f"tail_coverage@{k}": reached,
+    }
+
+# %% ../../nbs/50_causal/10_popularity_bias.ipynb #de73ccc9
 GROUPS = ("head", "middle", "tail")
 
 
@@ -95,10 +116,7 @@ def popularity_bias(
     "Every measure of this page; names end in the cut"
     if k > result.top.shape[1]:
         raise ValueError(f"k={k}, but the lists have {result.top.shape[1]} items")
-    past, seen = split.history(part), split.seen(part)
-    task = ranking_task(past, split.view(part), seen, result.codes)
-    if not np.array_equal(task.codes, result.codes):
-        raise ValueError(f"the evaluation has {len(result.codes)} users, this part {len(task)}")
+    task, past = _asked(result, split, part), split.history(part)
     counts, top = past.item_counts(), result.top[:, :k]
     users = list_popularity(top, counts)
     users["popularity_lift"] = popularity_lift(top, past.csr()[task.codes], counts)
@@ -107,7 +125,4 @@ def popularity_bias(
     users[[f"recall_{g}" for g in GROUPS]] = found
     users.columns = [f"{name}@{k}" for name in users]
     users.insert(0, "user_id", result.users["user_id"].to_numpy())
-    tail = np.where(np.append(head_items(counts), True)[top], -1, top)
-    whole = {f"gini@{k}": gini(top, len(counts)), f"coverage@{k}": coverage(top, len(counts))}
-    whole[f"tail_coverage@{k}"] = coverage(tail, len(counts)) / (1 - head_items(counts).mean())
-    return users, whole
+    return users, _together(top, counts, k)

@@ -147,13 +147,13 @@ def _above(scores: np.ndarray, top: np.ndarray) -> np.ndarray:
     row, place = np.nonzero(top >= 0)
     own = np.full(top.shape, -np.inf, scores.dtype)
     own[row, place] = scores[row, top[row, place]]
-    own = -np.sort(-own, axis=1)  # so that what is nearly tied stays so, wherever it stands
+    own = -np.sort(-own, axis=1)  # Near ties stay near, wherever they stand
     lift = np.ptp(scores, axis=1) + 1
     out = scores.copy()
     out[row, top[row, place]] = own[row, place] + lift[row]
     return out
 
-
+# %% ../../nbs/50_causal/14_posthoc.ipynb #4c2bf530
 @patch
 def _changed(self: PostHoc, scores: np.ndarray, histories: Histories) -> np.ndarray:
     "The member's scores with less popularity"
