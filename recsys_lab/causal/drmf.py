@@ -58,7 +58,7 @@ class TwoFactors(nn.Module):
         super().__init__()
         self.rating, self.imputed = rating, imputed
 
-
+# %% ../../nbs/50_causal/04_drmf.ipynb #e036f07c
 class DRMF(RatingModel):
     "Biased matrix factorisation of ratings by a doubly robust loss"
 

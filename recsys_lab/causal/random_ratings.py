@@ -88,7 +88,7 @@ class RandomRatings:
     by_seed: pd.DataFrame  # A seed a row
     n: int  # Users
 
-
+# %% ../../nbs/50_causal/04a_random_ratings.ipynb #7bfdd071
 def own_ndcg(
     row: np.ndarray,  # User of each pair, 0 to n - 1
     labels: np.ndarray,  # 1 or 0
@@ -121,7 +121,7 @@ def _once(row, truth, labels, predictions, counts: list, k: int) -> tuple[dict, 
         drawn.append(pd.DataFrame(parts | {name: (w @ filled) / (w @ known)}))
     return value, pd.concat(drawn, ignore_index=True)
 
-
+# %% ../../nbs/50_causal/04a_random_ratings.ipynb #2c45cea8
 def judge_random(
     data: Interactions,  # Ratings of drawn items
     predictions: list[np.ndarray],  # Of its rows, one array a training
@@ -162,7 +162,7 @@ def random_board(
             rows.append(row)
     return _with_verdicts(pd.DataFrame(rows), level)
 
-
+# %% ../../nbs/50_causal/04a_random_ratings.ipynb #c41eed06
 def _with_verdicts(board: pd.DataFrame, level: float) -> pd.DataFrame:
     "Holm's correction over all comparisons of a board"
     tested = board["control"] != ""

@@ -102,7 +102,7 @@ RATING_RULES = {
     "batch_size": COUNT,
 }
 
-
+# %% ../../nbs/50_causal/02_ratings.ipynb #01359705
 class RatingModel(NeuralRecommender, SVD):
     "A biased factor model of ratings; a subclass has a constructor, and a `_loss` of its own"
 
@@ -212,12 +212,7 @@ def explained(
     data: Interactions,  # Held-out rows of the log, with ratings
 ) -> float:  # Larger is better
     "R² of held-out ratings, weighted if the metric is snips_r2"
-    return self._explained(data, self._valid_weights(data))
-
-
-@patch
-def _explained(self: RatingModel, data: Interactions, weight: np.ndarray) -> float:
-    return weighted_r2(pair_truth(data), self.predict(data), weight)
+    return weighted_r2(pair_truth(data), self.predict(data), self._valid_weights(data))
 
 
 @patch
@@ -246,10 +241,10 @@ def _measure(self: RatingModel, train, valid):
     if "rating" not in valid.columns:
         raise ValueError("metric 'r2' needs ratings in valid; without them use metric='ndcg@10'")
 
-    weight = self._valid_weights(valid)
+    truth, weight = pair_truth(valid), self._valid_weights(valid)
 
     def metric() -> float:
         self._freeze()
-        return self._explained(valid, weight)
+        return weighted_r2(truth, self.predict(valid), weight)
 
     return metric
