@@ -164,9 +164,10 @@ def test_every_pin_is_used():
 
 
 def test_peers_have_their_own_pins():
-    "RecBole's environment is frozen too, and ours does not hold it"
-    theirs = pins("peers/requirements-recbole.txt")
-    assert theirs["recbole"] == "1.2.1" and theirs["torch"] == "2.13.0"
+    "The peers' environments are frozen too, and ours does not hold them"
+    theirs, bandits = (pins(f"peers/requirements-{p}.txt") for p in ("recbole", "obp"))
+    assert theirs["recbole"] == "1.2.1" and theirs["torch"] == bandits["torch"] == "2.13.0"
+    assert "obp" not in bandits and "obp==" in (ROOT / "Makefile").read_text()  # without its pins
     assert "recbole" not in CONSTRAINED and "obp" not in CONSTRAINED
 
 
@@ -178,7 +179,7 @@ def make(*words: str) -> str:
 
 def test_make_prints_its_targets():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    named = set(re.findall(r"make (\w+)", done.stdout))
+    named = set(re.findall(r"make (\w[\w-]*)", done.stdout))
     assert {"repro", "test", "lab", "report", "peers", "full", "docs", "hooks", "doctor"} <= named
     for target in named - {"help"}:
         assert make(target)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
@@ -80,18 +81,20 @@ class Facts:
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
-    @property
-    def metric(self) -> str:
-        "The metric that decides"
-        return self.summary.get("metric", "ndcg@10")
+# %% ../../nbs/80_reporting/03a_front.ipynb #932cbee8
+@patch(as_prop=True)
+def metric(self: Facts) -> str:
+    "The metric that decides"
+    return self.summary.get("metric", "ndcg@10")
 
-    @property
-    def main(self) -> str:
-        "The protocol that decides: the summary's, else one with a global time cut, else the first"
-        names = [p for p, b in self.boards.items() if self.metric in set(b.metric)]
-        chosen = self.summary.get("main_protocol")
-        timed = [p for p in names if p.endswith("-time")]
-        return chosen if chosen in names else (timed or names or [""])[0]
+
+@patch(as_prop=True)
+def main(self: Facts) -> str:
+    "The protocol that decides: the summary's, else one with a global time cut, else the first"
+    names = [p for p, b in self.boards.items() if self.metric in set(b.metric)]
+    chosen = self.summary.get("main_protocol")
+    timed = [p for p in names if p.endswith("-time")]
+    return chosen if chosen in names else (timed or names or [""])[0]
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #75a2ffa8
 def _boards(folder: Path) -> dict[str, pd.DataFrame]:
