@@ -166,7 +166,7 @@ def _encoded(table: pd.DataFrame | None, ids: np.ndarray, key: str) -> np.ndarra
     parts = [(b.matrix().toarray() > 0).astype(float) for b in coded]
     return np.hstack([one, *(p[:, p.any(0)] for p in parts)])
 
-
+# %% ../../nbs/50_causal/00_propensity.ipynb #f687ea0d
 def _logistic(data: Interactions, items, users, reg: float, cross: bool, offsets: bool, steps: int):
     "Tables of users and items, and how the fit went"
     S, T = _encoded(users, data.user_ids, "user_id"), _encoded(items, data.item_ids, "item_id")
@@ -237,7 +237,7 @@ def _naive_bayes(data: Interactions, sample) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return np.nan_to_num(density * (by_chosen / by_chosen.sum()) / (by_drawn / by_drawn.sum()))
 
-
+# %% ../../nbs/50_causal/00_propensity.ipynb #1c1bb744
 def _stars(ratings, name: str) -> np.ndarray:
     "Ratings as whole numbers"
     x = np.asarray(ratings, np.float64)
@@ -289,7 +289,7 @@ def _fit(kind: str, data: Interactions, tables: dict, settings: dict) -> dict:
     )
     return {"left": parts[0], "right": parts[1], "link": "logistic", "info": settings | parts[2]}
 
-
+# %% ../../nbs/50_causal/00_propensity.ipynb #8f24e9cc
 def fit_propensity(
     kind: str,  # A name in `KINDS`
     data: Interactions,  # The log: who rated what; every pair at most once

@@ -48,7 +48,7 @@ RULES = {
     "seed": Setting("a whole number of at least 0", lambda v: v == int(v) >= 0),
 }
 
-
+# %% ../../nbs/10_data/05a_ratings_world.ipynb #c4078a7f
 @dataclass
 class RatingsWorld:
     "Users who have a rating for every item, and give some of them"
