@@ -203,7 +203,7 @@ def estimate_risk(
     for name in able if estimators is None else estimators:
         t = seen.terms(name)
         error, half = spread(t.influence(by), level)
-        w = t.part if t.part.any() else (1 / t.chance if t.chance.all() else t.part + 1)
+        w = 1 / seen.propensity if "propensity" in NEEDS[name] else np.ones(len(seen.error))
         effective = w.sum() ** 2 / (w**2).sum()
         out.append((name, t.value, t.value - half, t.value + half, error, len(w), effective, by))
     return RiskTable(out, columns=list(RiskTable.needs))
@@ -260,6 +260,20 @@ def stand_in(
     return replace(self, imputed=rows, imputed_sum=total)
 
 # %% ../../nbs/50_causal/01_risk.ipynb #88679507
+def _strata(seen: Seen, stratum: np.ndarray, pi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Mean error of each stratum, and what each row moves its mean by"
+    of = lambda w=None: np.bincount(stratum, w, len(pi))
+    count = of()
+    if (few := np.flatnonzero((pi > 0) & (count < 2))).size:
+        raise ValueError(
+            f"{len(few)} strata with a share have fewer than 2 errors, for example {few[0]}; "
+            "join them to others"
+        )
+    mean = of(seen.error) / np.maximum(count, 1)
+    scale = np.sqrt(count * np.maximum(count - 1, 1))
+    return mean, (seen.error - mean[stratum]) / scale[stratum]
+
+# %% ../../nbs/50_causal/01_risk.ipynb #fa1f1c88
 def stratified(
     seen: Seen,
     stratum: np.ndarray,  # Of each row, such as its rating or item, whole numbers, shape (k,)
@@ -269,25 +283,16 @@ def stratified(
     "Mean error of each stratum, weighed by its share of all pairs"
     if (shares is None) == (drawn is None):
         raise ValueError("give shares of the strata, or drawn pairs to estimate them from")
-    stratum, (users, kinds) = np.asarray(stratum).astype(int), drawn or ([], [])
-    kinds = np.asarray(kinds).astype(int)
-    size = max(len(shares) if drawn is None else kinds.max() + 1, stratum.max() + 1)
-    of = lambda x, w=None: np.bincount(x, w, size)
-    pi = of(np.arange(len(shares)), shares) if drawn is None else of(kinds) / len(kinds)
-    count = of(stratum)
-    if (few := np.flatnonzero((pi > 0) & (count < 2))).size:
-        raise ValueError(
-            f"{len(few)} strata with a share have fewer than 2 errors, for example {few[0]}; "
-            "join them to others"
-        )
-    mean = of(stratum, seen.error) / np.maximum(count, 1)
-    rest = (seen.error - mean[stratum]) / np.sqrt(count * np.maximum(count - 1, 1))[stratum]
-    value, n = float(pi @ mean), seen.shape[0]
+    users, kinds = (np.asarray(x).astype(int) for x in drawn or ([], []))
+    stratum, n = np.asarray(stratum).astype(int), seen.shape[0]
+    known = np.bincount(kinds) / len(kinds) if shares is None else np.asarray(shares, float)
+    pi = np.zeros(max(len(known), stratum.max() + 1))
+    pi[: len(known)] = known
+    mean, rest = _strata(seen, stratum, pi)
+    value = float(pi @ mean)
     gain = np.append(pi[stratum] * rest, (mean[kinds] - value) / max(len(kinds), 1))
-    flat, none = np.full(n, 1 / n), np.zeros(len(gain))
-    return Terms(
-        "stratified", np.append(seen.user, users).astype(int), gain, none, value * flat, flat, none
-    )
+    flat, none, user = np.full(n, 1 / n), np.zeros(len(gain)), np.append(seen.user, users)
+    return Terms("stratified", user.astype(int), gain, none, value * flat, flat, none)
 
 # %% ../../nbs/50_causal/01_risk.ipynb #83807bf9
 def risk_difference(
