@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
+# %% ../../nbs/80_reporting/03a_front.ipynb #5ac6bdde
 from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
 from ..core.params import read_params
