@@ -69,7 +69,7 @@ def draw(
 # %% ../../nbs/50_causal/16_dice.ipynb #06bfc837
 @patch
 def epoch(self: CauseBatches, generator: torch.Generator):  # Yields four tensors of shape (n,)
-    "One pass over all pairs, in a new order; items that the user took are drawn again"
+    "One pass over all pairs, in a new order; items that the user took are drawn again, at last from all"
     own = self.pairs
     order = torch.randperm(len(own.user), generator=generator, device=own.user.device)
     user, item = own.user[order], own.item[order]
@@ -80,6 +80,7 @@ def epoch(self: CauseBatches, generator: torch.Generator):  # Yields four tensor
         if not len(again):
             break
         drawn[again] = self.draw(item[again], generator)
+    drawn[again] = own.negatives.draw_for(user[again], generator)
     gap = self.count[drawn] - self.count[item]
     side = torch.where(gap.abs() > self.margin * self.fade, gap.sign(), 0.0).float()
     yield from zip(*(x.split(own.batch_size) for x in (user, item, drawn, side)), strict=True)
