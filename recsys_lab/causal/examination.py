@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numba import njit
+from sklearn.linear_model import LogisticRegression
 
 from .impressions import Impressions, linked
 from ..core.display import Table, interval, interval_bar, number, scale
@@ -45,11 +46,10 @@ def _expected(pair, place, shown, clicks, weight, theta, gamma):
 def _em_step(cells, weight, refit) -> Callable:
     "One step of EM as a function of theta and gamma"
     pair, place, shown, clicks = cells
-    w = np.ones(len(pair)) if weight is None else weight
-    by_place, by_pair = np.bincount(place, w * shown), np.bincount(pair, shown)
+    by_place, by_pair = np.bincount(place, weight * shown), np.bincount(pair, shown)
 
     def step(theta, gamma):
-        looked, liked = _expected(pair, place, shown, clicks, w, theta, gamma)
+        looked, liked = _expected(pair, place, shown, clicks, weight, theta, gamma)
         with np.errstate(invalid="ignore", divide="ignore"):
             return looked / by_place, refit(liked / by_pair)
 
@@ -94,6 +94,8 @@ def _need_links(log: Impressions, remedy: str):
 # %% ../../nbs/50_causal/20_examination.ipynb #d8e827c3
 def _classified(model, features: np.ndarray, weight: np.ndarray) -> Callable:
     "Shares of liked rows by pair -> what `model` says of them"
+    if len(features) != len(weight) or not np.isfinite(features).all():
+        raise ValueError(f"need finite features of {len(weight)} pairs, got {np.shape(features)}")
     twice, label = np.concatenate([features, features]), np.repeat([1, 0], len(features))
     known = np.tile(weight > 0, 2)
 
@@ -104,29 +106,26 @@ def _classified(model, features: np.ndarray, weight: np.ndarray) -> Callable:
 
     return refit
 
-
+# %% ../../nbs/50_causal/20_examination.ipynb #9df7da73
 def regression_em(
     log: Impressions,
     counts: np.ndarray | None = None,  # How often each query counts, shape (n_queries,); None: once
     start: tuple | None = None,  # theta and gamma to begin with
-    features: np.ndarray
-    | None = None,  # Of each pair, shape (n_pairs, d); None: each its own gamma
-    model=None,  # A classifier of scikit-learn's form, fitted in each step to liked or not
+    features: np.ndarray | None = None,  # Of each pair, shape (n_pairs, d); None: a gamma each
+    model=None,  # Classifier of scikit-learn's form, fitted in each step; None: logistic regression
     steps: int = 300,  # Jumps at most, each of three steps of EM
     tol: float = 1e-5,  # Stop where no log(theta_k / theta_1) moves more
 ) -> tuple[np.ndarray, np.ndarray]:  # theta_k / theta_1; chance of a click at the top, by pair
     "Looks and likings that make the clicks most likely (Wang et al. 2018)"
-    w = None if counts is None else counts[log.query][log.pair]
+    often = np.ones(len(log.query)) if counts is None else counts[log.query]
     refit, shown = lambda share: share, np.bincount(log.pair, log.shown)
     if features is None:
-        _need_links(log, "shuffle some lists, add a ranker, or give features and a model")
+        _need_links(log, "shuffle some lists, add a ranker, or give features")
     else:
-        own = shown if counts is None else shown * counts[log.query]
-        refit = _classified(model, features, own)
+        refit = _classified(model or LogisticRegression(C=100), features, shown * often)
+    step = _em_step((log.pair, log.place, log.shown, log.clicks), often[log.pair], refit)
     theta, gamma = start or (np.ones(log.n_places), np.bincount(log.pair, log.clicks) / shown)
     half = 0.5 / theta.max()
-    cells = log.pair, log.place, log.shown, log.clicks
-    step = _em_step(cells, w, refit)
     theta, gamma = _maximise(step, theta * half, np.clip(gamma / half, 0.01, 0.9), steps, tol)
     return theta / theta[0], gamma * theta[0]
 
@@ -170,7 +169,7 @@ class Examination(Table):
 def examine(
     log: Impressions,
     method: str = "all pairs",  # random order, regression-EM or all pairs
-    resamples: int = 200,  # Of the queries; regression-EM takes the time of a tenth of a fit for each
+    resamples: int = 200,  # Of the queries; the method is fitted again for each
     level: float = 0.95,  # Coverage wanted
     seed: int = 0,  # Of the resampling
     **options,  # Of the method: features and model, steps, tol

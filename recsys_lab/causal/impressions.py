@@ -74,25 +74,21 @@ def from_frame(
     position: str = "position",  # From 1, the top
     click: str = "click",  # 0 or 1
     propensity: str
-    | None = None,  # Column of the chance of the item at its place; a row counts 1 / it
+    | None = None,  # Column: chance of the item at its place; a row counts 1 over it
 ) -> Impressions:
     "Count a log"
-    names = {"query": query, "item": item, "position": position, "click": click}
-    names |= {"propensity": propensity} if propensity else {}
-    rows = _rows(df, {role: c for role, c in names.items() if c})
+    names = dict(query=query, item=item, position=position, click=click, propensity=propensity)
+    rows = _rows(df, {k: c for k, c in names.items() if c})
     q, query_ids = pd.factorize(rows.get("query", np.arange(len(df))))
     i, item_ids = pd.factorize(rows["item"])
-    place = rows["position"].astype(np.int64) - 1
+    place, m = rows["position"].astype(np.int64) - 1, len(item_ids)
     if empty := np.flatnonzero(np.bincount(place) == 0).tolist():
-        raise ValueError(
-            f"nothing was shown at position {empty[0] + 1}; number those in use from 1"
-        )
-    weight, n_places = 1 / rows.get("propensity", np.ones(len(df))), place.max() + 1
-    key, cell = np.unique((q * len(item_ids) + i) * n_places + place, return_inverse=True)
-    both, pair = np.unique(key // n_places, return_inverse=True)
+        raise ValueError(f"nothing was shown at position {empty[0] + 1}; number the others from 1")
+    weight, k = 1 / rows.get("propensity", np.ones(len(df))), place.max() + 1
+    key, cell = np.unique((q * m + i) * k + place, return_inverse=True)
+    both, pair = np.unique(key // k, return_inverse=True)
     shown, clicks = np.bincount(cell, weight), np.bincount(cell, weight * rows["click"])
-    codes = both // len(item_ids), both % len(item_ids)
-    return cls(pair, key % n_places, shown, clicks, *codes, query_ids, item_ids)
+    return cls(pair, key % k, shown, clicks, both // m, both % m, query_ids, item_ids)
 
 # %% ../../nbs/50_causal/19_impressions.ipynb #05fcc5f5
 def linked(

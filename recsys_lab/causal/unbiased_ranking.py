@@ -48,6 +48,19 @@ class Lists:
         return f"Lists({n:,} of up to {k}, {d} features, {self.gain.sum():,.0f} clicks)"
 
 # %% ../../nbs/50_causal/21_unbiased_ranking.ipynb #5b0eb3c0
+def _checked(log: pd.DataFrame, features: np.ndarray, columns: tuple):
+    "Refuse a log that makes no lists"
+    if lacking := [c for c in columns if c not in log.columns]:
+        raise ValueError(f"the log has no column {lacking}; it has {list(log.columns)}")
+    if len(features) != len(log):
+        raise ValueError(f"need features of {len(log)} rows, got {len(features)}")
+    place = log[columns[1]]
+    if wrong := int((~(place >= 1) | (place % 1 != 0)).sum()):
+        raise ValueError(
+            f"{columns[1]} must be whole numbers from 1; {wrong} of {len(log)} are not"
+        )
+
+# %% ../../nbs/50_causal/21_unbiased_ranking.ipynb #11d7b31b
 @patch(cls_method=True)
 def from_frame(
     cls: Lists,
@@ -58,25 +71,15 @@ def from_frame(
     gain: str = "click",  # Clicks, or likings where they are known
 ) -> Lists:
     "Lists from a log; those without gain are left out"
-    if lacking := [c for c in (request, position, gain) if c not in log.columns]:
-        raise ValueError(f"the log has no column {lacking}; it has {list(log.columns)}")
-    if len(features) != len(log):
-        raise ValueError(f"need features of {len(log)} rows, got {len(features)}")
-    place, value = log[position].to_numpy(), log[gain].to_numpy(np.float64)
-    if wrong := int((~(place >= 1) | (place % 1 != 0)).sum()):
-        raise ValueError(f"{position} must be whole numbers from 1; {wrong} of {len(log)} are not")
-    row, names = pd.factorize(log[request])
-    keep = np.bincount(row, value) > 0
-    at = np.cumsum(keep)[row] - 1, log.groupby(row).cumcount().to_numpy()
-    at = tuple(x[keep[row]] for x in at)
-    shape = keep.sum(), (at[1].max() + 1) if len(at[1]) else 1
-    x, y, where = (
-        np.zeros((*shape, features.shape[1]), np.float32),
-        np.zeros(shape),
-        np.full(shape, -1),
-    )
-    x[at], y[at], where[at] = features[keep[row]], value[keep[row]], place[keep[row]] - 1
-    return cls(x, y, where)
+    _checked(log, features, (request, position, gain))
+    row = pd.factorize(log[request])[0]
+    keep = np.bincount(row, log[gain]) > 0
+    within, kept = log.groupby(row).cumcount().to_numpy(), keep[row]
+    at = (np.cumsum(keep)[row] - 1)[kept], within[kept]
+    shape = keep.sum(), within[kept].max(initial=0) + 1
+    x, y, place = np.zeros((*shape, features.shape[1])), np.zeros(shape), np.full(shape, -1)
+    x[at], y[at], place[at] = features[kept], log[gain][kept], log[position][kept] - 1
+    return cls(x, y, place)
 
 # %% ../../nbs/50_causal/21_unbiased_ranking.ipynb #2f0b1036
 NOTHING = -1e9  # Score of a place where nothing stood
@@ -197,7 +200,7 @@ def fit(
     self.looks = (net.places - net.places[0]).exp().detach().numpy() if dual else looks
     return self
 
-
+# %% ../../nbs/50_causal/21_unbiased_ranking.ipynb #62d7bd5e
 @patch
 def score(
     self: ListRanker,
