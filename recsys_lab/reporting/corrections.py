@@ -55,59 +55,83 @@ def read_boards(
             found[file.parent.name] = check_board(board.assign(**text), str(file))
     return found
 
-# %% ../../nbs/80_reporting/02d_corrections.ipynb #7408c1a0
+# %% ../../nbs/80_reporting/02d_corrections.ipynb #c2e5b6f0
+def _gap(row) -> str:
+    "A difference with its interval"
+    return interval(row.difference, row.difference_low, row.difference_high, 4)
+
+
 def said(
     board: pd.DataFrame,  # Of one data set and metric
 ) -> str:
     "Which methods help, which harm, which are not told apart from their control"
-    parts = []
-    for verdict in VERDICTS:
-        rows = board[board.verdict == verdict]
-        each = [
-            f"{r.method} {interval(r.difference, r.difference_low, r.difference_high, 4)}"
-            for r in rows.itertuples()
-        ]
-        if each:
-            parts.append(f"{verdict}: {', '.join(each)}")
-    control = ", ".join(sorted({c for c in board.control if c})) or "none"
-    return f"against {control}: {'; '.join(parts)}" if parts else "values only, nothing is compared"
+    rows = {v: board[board.verdict == v] for v in VERDICTS}
+    names = {v: ", ".join(map(str, r.method)) for v, r in rows.items() if len(r)}
+    parts = [f"{v}: {n}" for v, n in names.items()]
+    if len(rows["better"]):
+        best = rows["better"].loc[rows["better"].difference.abs().idxmax()]
+        parts.insert(0, f"the largest gain is that of {best.method}, {_gap(best)}")
+    control = ", ".join(sorted({str(c) for c in board.control if c})) or "none"
+    return f"beside {control}, {'; '.join(parts)}" if parts else "values only, nothing is compared"
 
-# %% ../../nbs/80_reporting/02d_corrections.ipynb #22acb1b5
-def _table(board: pd.DataFrame, caption: str):
+# %% ../../nbs/80_reporting/02d_corrections.ipynb #7b6fc8db
+def _folded(caption: str, table) -> str:
+    "A table that opens on demand"
+    return f"<details><summary>{escape(caption)}</summary>{table}</details>"
+
+
+def _compared(board: pd.DataFrame) -> str:
     "Every method's value and its difference to the control"
-    bounds = ["value", "low", "high"], ["difference", "difference_low", "difference_high"]
-    value, gap = (
-        ["" if pd.isna(r[0]) else interval(*r, 4) for r in board[b].itertuples(index=False)]
-        for b in bounds
+    value, p = (
+        [interval(r.value, r.low, r.high, 4) for r in board.itertuples()],
+        ["" if pd.isna(x) else number(x, 4) for x in board.p_holm],
     )
-    p = ["" if pd.isna(x) else number(x, 4) for x in board.p_holm]
+    gap = ["" if pd.isna(r.difference) else _gap(r) for r in board.itertuples()]
     shown = {"method": board.method, "value": value, "difference": gap, "p": p}
-    return table_html(pd.DataFrame(shown | {"verdict": board.verdict}), caption)
+    caption = "95 % intervals; p after Holm's correction"
+    return str(table_html(pd.DataFrame(shown | {"verdict": board.verdict}), caption))
 
 
-def _part(board: pd.DataFrame, name: str, draw: Callable) -> str:
-    "One data set and metric: sentence, table and, where something is compared, a picture"
-    data, metric = board[["data", "metric"]].iloc[0]
-    apart = board[board.verdict != ""]
-    words = f"<p><strong>{escape(data)}, {escape(metric)}</strong>, {escape(said(board))}.</p>"
-    table = _table(board, f"{name}: {metric} on {data}; 95 % intervals, p after Holm's correction")
-    if len(apart) < 2:
-        return f"{words}{table}"
+def _values(board: pd.DataFrame) -> str:
+    "Values of a board in which nothing is compared"
+    value = [interval(r.value, r.low, r.high, 4) for r in board.itertuples()]
+    shown = {"data": board.data, "what": board.method, "measure": board.metric, "value": value}
+    return str(table_html(pd.DataFrame(shown), "95 % intervals"))
+
+# %% ../../nbs/80_reporting/02d_corrections.ipynb #5a6c48a5
+def _picture(board: pd.DataFrame):
+    "Differences of one data set and metric"
     names = {"method": "model", "difference": "value"}
-    rows = apart.drop(columns=["value", "low", "high"]).rename(columns=names)
-    rows = rows.rename(columns={"difference_low": "low", "difference_high": "high"})
-    return f"{words}{draw(difference_figure(rows, apart.control.iloc[0], metric))}{table}"
+    names |= {"difference_low": "low", "difference_high": "high"}
+    rows = board[board.verdict != ""]
+    control, (data, metric) = rows.control.iloc[0], board[["data", "metric"]].iloc[0]
+    rows = rows[[*names]].rename(columns=names).assign(model=rows.method.astype(str))
+    figure = difference_figure(rows, control, metric)
+    return figure.update_layout(title_text=f"{metric} on {data}: difference to {control}")
 
-# %% ../../nbs/80_reporting/02d_corrections.ipynb #eadb3ca5
+
+def _part(board: pd.DataFrame) -> str:
+    "One data set and metric: the sentence, and the table behind it"
+    data, metric = (escape(str(x)) for x in board[["data", "metric"]].iloc[0])
+    words = f"<p><strong>{metric} on {data}</strong>: {escape(said(board))}.</p>"
+    return words + _folded(f"{metric} on {data}, every method", _compared(board))
+
+# %% ../../nbs/80_reporting/02d_corrections.ipynb #f4c0ffde
+def _study(name: str, board: pd.DataFrame, draw: Callable) -> str:
+    "One study: a picture of what decides, the sentences, the tables"
+    head = f"<h3>{escape(name.replace('-', ' ').capitalize())}</h3>"
+    parts = [rows for _, rows in board.groupby(["data", "metric"], sort=False)]
+    told = [p for p in parts if (p.verdict != "").any()]
+    if not told:
+        return head + _folded(f"{len(board)} measures with their intervals", _values(board))
+    first = draw(_picture(told[0])) if (told[0].verdict != "").sum() > 1 else ""
+    return f"{head}{first}{''.join(map(_part, told))}"
+
+
 def corrections_section(
     boards: Mapping[str, pd.DataFrame],  # As `read_boards` gives them
     draw: Callable = figure_html,  # How a figure becomes markup
 ) -> str:
-    "What corrections for bias bring, and how well policies can be judged from logs"
-    out = []
-    for name, board in boards.items():
-        parts = [rows for _, rows in board.groupby(["data", "metric"], sort=False)]
-        compared = [p for p in parts if (p.verdict != "").any()]
-        shown = [_part(p, name, draw) for p in (compared or parts)]
-        out.append(f"<h3>{escape(name.replace('-', ' '))}</h3>{''.join(shown)}")
-    return f"<h2>What corrections for bias bring</h2>{''.join(out)}" if out else ""
+    "Which biases there are, what corrections for them bring, how well logs tell what a policy is worth"
+    out = "".join(_study(name, board, draw) for name, board in boards.items())
+    return f"<h2>Bias, and what corrections for it bring</h2>{out}" if out else ""
