@@ -80,7 +80,7 @@ def test_a_plan_names_what_is_loaded(key, protocol):
     code = LOADED.format(key=key, protocol=protocol)
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     loaded = {m for m in json.loads(told.stdout) if not m.startswith(FREE)}
-    chapters = {f"recsys_lab.{c}" for c in ("core", "data", "evaluation", "training")}
+    chapters = {f"recsys_lab.{c}" for c in ("core", "data", "evaluation", "training", "models")}
     missing = loaded - chapters - plan(key, protocol)["code"].keys()
     assert f"recsys_lab.models.{key}" in loaded
     assert not missing

@@ -10,6 +10,7 @@ __all__ = ['NETWORKS', 'model_class', 'make_model', 'models_of', 'check_models']
 # %% ../../nbs/40_models/99_registry.ipynb #5d4d5b5e
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from pkgutil import iter_modules
 
@@ -32,8 +33,9 @@ def _check_arguments(where: str, given: dict, kind: type):
 def _modules() -> dict[str, str]:
     "Module of each name that may be a model's"
     found = {}
-    for home in map(import_module, HOMES):
-        found |= {m.name: f"{home.__name__}.{m.name}" for m in iter_modules(home.__path__)}
+    for home in HOMES:
+        folders = find_spec(home).submodule_search_locations
+        found |= {m.name: f"{home}.{m.name}" for m in iter_modules(folders)}
     return found
 
 
