@@ -14,14 +14,19 @@ from recsys_lab.causal.diagnosis import diagnose
 from recsys_lab.causal.estimate import estimate
 from recsys_lab.causal.estimators import ESTIMATORS, weigh
 from recsys_lab.causal.log import BanditLog
-from recsys_lab.causal.policies import probabilities, recommender_policy, softmax_policy
+from recsys_lab.causal.policies import (
+    probabilities,
+    recommender_policy,
+    softmax_policy,
+    uniform_policy,
+)
 from recsys_lab.causal.value_intervals import (
     INTERVALS,
     counts_by_block,
     resampled_values,
     value_intervals,
 )
-from recsys_lab.data.loaders import load_dataset
+from recsys_lab.data.loaders import load_bandit, load_dataset
 from recsys_lab.models.ease import EASE
 
 N, M, P = 60, 5, 3
@@ -139,6 +144,11 @@ POLICIES = {
     "nan": (np.full((N, M), np.nan), "not finite in 60 of 60"),
     "actions": (np.full((N, 4), 0.25), r"needs \(60, 5\)"),
     "rounds": (np.full((7, M), 0.2), r"needs \(60, 5\)"),
+    "labels": (
+        pd.DataFrame(np.full((N, M), 0.2), columns=list("edcba")),
+        "policy is a DataFrame, whose labels would be lost.*order of log.action_ids",
+    ),
+    "mapping": (dict.fromkeys(range(M), 0.2), "policy is a dict, whose labels"),
     "function": (lambda part: np.full((len(part), 4), 0.25), "returned shape"),
 }
 
@@ -232,7 +242,7 @@ def test_the_order_of_rounds_changes_nothing(seed):
     first, second = every(log, target, q), every(log.take(order), target[order], q[order])
     assert second == pytest.approx(first, abs=1e-12)
     facts = (diagnose(log, target).facts, diagnose(log.take(order), target[order]).facts)
-    assert facts[1] == pytest.approx(facts[0], abs=1e-12)
+    assert facts[1] == pytest.approx(facts[0], rel=1e-9, abs=1e-12)
 
 
 def test_ips_is_right_on_average():
@@ -268,7 +278,7 @@ def test_blocks_change_nothing(monkeypatch, cells):
     for name in ("weight", "logged", "policy", "marginal"):
         assert np.array_equal(getattr(rounds, name), getattr(again, name))
     assert np.array_equal(probabilities(target, log), target)
-    assert diagnose(log, target).facts == pytest.approx(facts, abs=1e-12)
+    assert diagnose(log, target).facts == pytest.approx(facts, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("cells", [M, 2 * M, 3 * M, 10**6])
@@ -437,6 +447,28 @@ def test_planted_faults_are_named(name):
     log, policy = clean()
     assert not diagnose(log, policy).warnings
     assert name in diagnose(*PLANTED[name](log, policy)).warnings
+
+
+def test_a_short_log_is_named():
+    "Open Bandit's clicks, asked about the policy that Thompson sampling was not"
+    from_frame, names = BanditLog.from_frame, {"action": "item_id", "reward": "click"}
+    names |= {"propensity": "propensity_score", "position": "position"}
+    bts, chance = (from_frame(load_bandit(k, "men"), **names) for k in ("bts", "random"))
+    warned = estimate(bts, uniform_policy, q=np.zeros(bts.n_actions), resamples=20)
+    warned = warned.set_index("estimator")["warnings"]
+    assert "short log" in warned["ips"] and "short log" not in warned["dm"]
+    assert "short log" not in diagnose(chance, uniform_policy).warnings
+    assert (
+        "short log" in diagnose(replace(chance, reward=0 * chance.reward), uniform_policy).warnings
+    )
+
+
+def test_bounds_know_the_rarest_action():
+    "A log without the rare action has the range that the logging policy tells, if it is known"
+    told = BanditLog([0] * 9, [0, 1, 1] * 3, [0.99] * 9, n_actions=2, logging=[0.99, 0.01])
+    untold = replace(told, logging=None)
+    high = [ESTIMATORS["ips"].terms(weigh(log, [0, 1])).high for log in (told, untold)]
+    assert high == pytest.approx([100, 1 / 0.99])
 
 
 def test_heavy_weights_are_named():

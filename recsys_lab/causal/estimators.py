@@ -29,7 +29,7 @@ class Rounds:
     logged: np.ndarray | None = None  # Predicted reward of the logged action
     policy: np.ndarray | None = None  # Predicted reward, averaged over what the policy would show
     marginal: np.ndarray | None = None  # As `weight`, for all actions that look like the logged one
-    most: float = np.inf  # No weight can be larger: one over the smallest propensity
+    most: float = np.inf  # No weight can be larger: one over the smallest propensity known
     most_marginal: float = np.inf  # The same for `marginal`
 
     def __len__(self):
@@ -67,7 +67,7 @@ def _block(log: BanditLog, policy: Policy, q, logging, group, rows: slice) -> di
     at = np.arange(len(chosen)), chosen
     out = {"weight": p[at] / log.propensity[rows]}
     if q is not None:
-        guess = at_rows(np.asarray(q), log, rows, "q")
+        guess = at_rows(q, log, rows, "q")
         out |= {"logged": guess[at].astype(np.float64), "policy": mean(guess)}
     if logging is not None and group is not None:
         like = group == group[chosen][:, None]
@@ -91,7 +91,10 @@ def weigh(
             f"{np.argmax(bad)}; predict a reward for every action"
         )
     before = out.pop("before", np.ones(1))
-    most = {"most": 1 / log.propensity.min(), "most_marginal": 1 / before.min()}
+    least = log.propensity.min()
+    if logging is not None:
+        least = logging.min(where=logging > 0, initial=least)
+    most = {"most": 1 / least, "most_marginal": 1 / before.min()}
     return Rounds(log.reward, **out, **most)
 
 # %% ../../nbs/50_causal/33_estimators.ipynb #8b53ad2e

@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/50_causal/log.html.md"""
 __all__ = ['MOST_KINDS', 'BanditLog', 'at_rows']
 
 # %% ../../nbs/50_causal/30_log.ipynb #8a893455
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,7 +146,12 @@ def at_rows(
     name: str = "policy",  # What an error calls the table
 ) -> np.ndarray:  # Shape (b, n_actions); for reading only
     "The rows of a table that belong to these rounds, at their positions"
-    n, m, p = len(log), log.n_actions, log.n_positions
+    if isinstance(table, Mapping) or hasattr(table, "to_numpy"):
+        raise ValueError(
+            f"{name} is a {type(table).__name__}, whose labels would be lost; "
+            "give an array, its actions in the order of log.action_ids"
+        )
+    table, n, m, p = np.asarray(table), len(log), log.n_actions, log.n_positions
     if table.shape == (n, m):
         return table[rows]
     if table.shape == (p, m) and log.position is not None:
@@ -163,8 +169,8 @@ def _take_logging(log: BanditLog):
     "Refuse a logging policy that gives the logged actions other chances than `propensity` says"
     if log.logging is None:
         return
-    log.logging = np.asarray(log.logging)
     at_rows(log.logging, log, slice(0, 1), "logging")
+    log.logging = np.asarray(log.logging)
     row = np.arange(len(log)) if log.logging.shape[0] == len(log) else log.position
     table = log.logging
     said = table[log.action] if table.ndim == 1 else table[row, log.action]
@@ -216,13 +222,15 @@ MOST_KINDS = 1000  # Different values of a column of text
 def _pandas(frame, columns: list[str], what: str = "df") -> pd.DataFrame:
     "These columns of a pandas or polars frame, as pandas"
     frame = frame.collect() if hasattr(frame, "collect") else frame
-    there = list(getattr(frame, "columns", []))
+    if not hasattr(frame, "columns"):
+        raise ValueError(f"{what} must be a pandas or polars frame, got {type(frame).__name__}")
+    there = list(frame.columns)
     if lacking := [c for c in columns if c not in there]:
         raise ValueError(f"{what} has no column {', '.join(map(repr, lacking))}; it has {there}")
     frame = frame[columns]
     return frame.to_pandas() if hasattr(frame, "to_pandas") else frame
 
-
+# %% ../../nbs/50_causal/30_log.ipynb #b5c42b91
 def _features(frame: pd.DataFrame) -> np.ndarray | None:  # float64, shape (n, d)
     "Numbers as they are, anything else one column a value; None without columns"
     parts = []

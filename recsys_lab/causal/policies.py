@@ -108,7 +108,7 @@ def policy_rows(
                 f"it needs {want}, or ({log.n_actions},) for all alike"
             )
     else:
-        p = at_rows(np.asarray(policy), log, rows)
+        p = at_rows(policy, log, rows)
     if p.shape[1] != log.n_actions:
         raise ValueError(f"policy has {p.shape[1]} actions, the log has {log.n_actions}")
     _check_distributions(p, rows.start or 0)
@@ -186,6 +186,7 @@ def recommender_policy(
     "What a recommender would show, restricted to the log's actions"
     if (temperature is None) == (epsilon is None):
         raise ValueError("give temperature for a softmax of the scores, or epsilon for greedy")
+    model._need_fit()
     columns = id_codes(model.item_ids, actions)
     if not (columns >= 0).any():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A few heavy rounds can hide from every interval that looks only at the rounds there are; the ones that cannot be fooled are wide.
+"""A few heavy rounds can hide from every interval that looks only at the rounds there are; those that reckon with the rounds there could have been are wide.
 
 Docs: https://recsys-lab.github.io/recsys_lab/50_causal/value_intervals.html.md"""
 
@@ -97,8 +97,8 @@ def _t(t: Terms, level: float) -> tuple[float, float]:
 
 
 def _bounded(t: Terms, level: float, variance: bool) -> tuple[float, float]:
-    "From the range of the terms, by Hoeffding or by empirical Bernstein; NaN without one"
-    n, width, delta = len(t.weight), t.high - t.low, 1 - level
+    "From the range of the terms, by Hoeffding or by empirical Bernstein; NaN if none is known"
+    n, width, delta = len(t.weight), (t.high - t.low) or math.nan, 1 - level
     half = width * math.sqrt(math.log(2 / delta) / (2 * n))
     if variance:
         x, more = t.numerator.sum(1), math.log(4 / delta)
