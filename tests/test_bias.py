@@ -75,3 +75,9 @@ def test_mmr_by_score_alone_keeps_the_order():
     rng = np.random.default_rng(0)
     candidates, scores = np.tile(np.arange(20), (7, 1)), -np.sort(-rng.random((7, 20)))
     assert (mmr(candidates, scores, rng.random((20, 3)), 5, 1.0) == np.arange(5)).all()
+
+
+def test_mmr_without_scores_skips_empty_places():
+    candidates, scores = np.array([[-1, 0, 1, 2]]), np.array([[9.0, 1.0, 0.9, 0.0]])
+    vectors = np.array([[1.0, 0], [1, 0], [0, 1]])
+    assert mmr(candidates, scores, vectors, 4, 0.0).tolist() == [[0, 2, 1, -1]]

@@ -238,7 +238,7 @@ def bias_report(
     seed: int = 0,
 ) -> BiasReport:
     "Every bias of a data set that its columns can show"
-    _check(data, click, satisfied)
+    _check(data, sample, click, satisfied)
     more, has = {"resamples": resamples, "seed": seed}, set(data.columns)
     rows = exposure(data, **more)
     rows += popularity(data, **more) if data.has_time else _lacking("popularity", "times")
@@ -253,7 +253,7 @@ def bias_report(
     return BiasReport(rows)
 
 # %% ../../nbs/50_causal/60_bias_report.ipynb #c8a8f757
-def _check(data: Interactions, click: str | None, satisfied: str | None):
+def _check(data: Interactions, sample, click: str | None, satisfied: str | None):
     "Refuse what cannot be reported on, with the nearest column that exists"
     if not isinstance(data, Interactions):
         raise TypeError(
@@ -261,6 +261,8 @@ def _check(data: Interactions, click: str | None, satisfied: str | None):
         )
     if not len(data):
         raise ValueError("data has 0 rows: there is nothing to measure")
+    if sample is not None and "rating" not in sample.columns:
+        raise ValueError(f"sample has no column 'rating'; it has {list(sample.columns)}")
     for name in filter(None, (click, satisfied)):
         if name not in data.columns:
             raise ValueError(f"no column {name!r}; {did_you_mean(name, data.columns)}")

@@ -77,7 +77,7 @@ def _weights(log: SlateLog, kind: str) -> np.ndarray:  # Shape (n, length)
 
 
 def slate_terms(
-    log: SlateLog,
+    log: SlateLog,  # With what `name` asks for
     name: str,  # One of `SLATES`
 ) -> Terms:
     "Numerators and denominators of each slate"
@@ -107,16 +107,17 @@ def _check_needs(log: SlateLog, name: str):
 
 # %% ../../nbs/50_causal/37_slates.ipynb #e35c363d
 def estimate_slates(
-    log: SlateLog,
+    log: SlateLog,  # Slates of another policy
     *,
-    estimators: tuple[str, ...] | None = None,  # Of `SLATES`; None: all that the log allows
+    estimators: tuple[str, ...] | str | None = None,  # Of `SLATES`; None: all that the log allows
     interval: str = "bootstrap",  # As `value_intervals`; bounds need a range, which slates lack
     resamples: int = 1000,  # Of the slates
-    level: float = 0.95,
-    seed: int = 0,
+    level: float = 0.95,  # Coverage wanted
+    seed: int = 0,  # Of the bootstrap
 ) -> pd.DataFrame:  # estimator, value, low, high, n, effective
-    "What a policy of slates is worth, clicks a slate, from another policy's log"
+    "What a policy of slates is worth, reward a slate, from another policy's log"
     has = {"marginal": log.policy_marginal is not None, "q": log.q is not None}
-    names = estimators or [k for k in SLATES if has.get(_NEEDS.get(k), True)]
+    names = [estimators] if isinstance(estimators, str) else estimators
+    names = names or [k for k in SLATES if has.get(_NEEDS.get(k), True)]
     terms = {name: slate_terms(log, name) for name in names}
     return value_intervals(terms, interval, resamples, level, seed)

@@ -34,7 +34,8 @@ def mmr(
     "Lists by maximal marginal relevance"
     _check(candidates, scores, vectors, k, weight)
     candidates, rows = np.asarray(candidates), np.arange(len(candidates))
-    left = weight * _scaled(np.where(candidates >= 0, scores, -np.inf))
+    left = _scaled(np.where(candidates >= 0, scores, -np.inf))
+    left *= np.where(candidates >= 0, weight, 1.0)
     unit = normalize(np.asarray(vectors, np.float32))[candidates]
     nearest, out = np.full(candidates.shape, -np.inf), np.full((len(rows), k), -1, np.int32)
     for place in range(k):
