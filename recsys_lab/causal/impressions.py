@@ -73,8 +73,7 @@ def from_frame(
     item: str = "item_id",
     position: str = "position",  # From 1, the top
     click: str = "click",  # 0 or 1
-    propensity: str
-    | None = None,  # Column: chance of the item at its place; a row counts 1 over it
+    propensity: str | None = None,  # Column: chance of item at place; a row counts as 1 over it
 ) -> Impressions:
     "Count a log"
     names = dict(query=query, item=item, position=position, click=click, propensity=propensity)

@@ -56,7 +56,7 @@ def _blocks(p: Propensity, against) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def calibration(
     p: Propensity,
     against: Interactions | Truth,  # A log, or what only a world knows
-    bins: int = 10,  # Of about as many pairs each
+    bins: int = 10,  # Of about as many pairs each; edges by the first block of users
 ) -> pd.DataFrame:  # said, real, low, high (95 % by the number of pairs), pairs
     "What was said of pairs, and what became of them"
     check_settings({"bins": bins}, {"bins": COUNT})
@@ -65,10 +65,8 @@ def calibration(
         if edges is None:
             edges = np.quantile(said, np.arange(1, bins) / bins)
         at = np.searchsorted(edges, said.ravel(), side="right")
-        parts = (
-            np.bincount(at, x, bins) for x in (said.ravel(), real.ravel(), said.ravel() * 0 + 1)
-        )
-        sums += np.stack(list(parts), 1)
+        parts = [np.bincount(at, x.ravel(), bins) for x in (said, real)]
+        sums += np.stack([*parts, np.bincount(at, minlength=bins)], 1)
     sums = sums[sums[:, 2] > 0]
     said, real, pairs = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2], sums[:, 2].astype(int)
     half = 1.96 * np.sqrt(real * (1 - real) / pairs) * (not isinstance(against, Truth))
@@ -79,7 +77,7 @@ def calibration(
 def overlap(
     p: Propensity,
     against: Interactions | Truth,  # A log; Truth where the estimate depends on ratings
-    bins: int = 30,  # Of equal width on a logarithmic scale
+    bins: int = 30,  # From 0, and from 10^-4 on of equal width on a logarithmic scale
 ) -> pd.DataFrame:  # propensity (lower edge), all (share of pairs), seen (share of what is seen)
     "Where the pairs lie, and where the ratings"
     check_settings({"bins": bins}, {"bins": COUNT})

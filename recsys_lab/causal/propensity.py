@@ -60,7 +60,8 @@ class Propensity:
     def _rated(self, ratings) -> np.ndarray:
         if ratings is None:
             raise ValueError(f"{self.kind} depends on the rating; give ratings, or use rows(data)")
-        return self._finish(self.by_rating[np.asarray(ratings).astype(np.int64)])
+        stars, size = _stars(ratings, "ratings"), len(self.by_rating)
+        return self._finish(np.where(stars < size, self.by_rating[np.minimum(stars, size - 1)], 0))
 
 # %% ../../nbs/50_causal/00_propensity.ipynb #20e055bb
 @patch
@@ -110,7 +111,7 @@ def normalised(
     self: Propensity,
     data: Interactions,  # The log
 ) -> Propensity:  # The same, times a factor
-    "Scaled so that the weights of the log add up to the number of pairs"
+    "Scaled so that the log's weights add up to the number of pairs, where none is cut"
     scale = self.scale * (1 / self.rows(data)).sum() / np.prod(self.shape)
     return replace(self, scale=scale)
 

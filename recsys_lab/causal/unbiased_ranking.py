@@ -69,12 +69,13 @@ def from_frame(
     request: str = "request_id",  # Column of what was shown together
     position: str = "position",  # From 1, the top
     gain: str = "click",  # Clicks, or likings where they are known
-) -> Lists:
+) -> Lists:  # Each from the top down, whatever the order of the rows
     "Lists from a log; those without gain are left out"
     _checked(log, features, (request, position, gain))
     row = pd.factorize(log[request])[0]
     keep = np.bincount(row, log[gain]) > 0
-    within, kept = log.groupby(row).cumcount().to_numpy(), keep[row]
+    within = log.groupby(row)[position].rank(method="first").to_numpy().astype(int) - 1
+    kept = keep[row]
     at = (np.cumsum(keep)[row] - 1)[kept], within[kept]
     shape = keep.sum(), within[kept].max(initial=0) + 1
     x, y, place = np.zeros((*shape, features.shape[1])), np.zeros(shape), np.full(shape, -1)
@@ -88,7 +89,7 @@ NOTHING = -1e9  # Score of a place where nothing stood
 def pairwise(
     scores: Tensor,  # Shape (n, length); NOTHING where nothing stood
 ) -> Tensor:  # At least 0, shape (n, length)
-    "How badly each item is ranked: a bound on the number of items above it"
+    "How badly each item is ranked: at least log 2 for each item above it"
     return F.softplus(scores.unsqueeze(1) - scores.unsqueeze(2)).sum(2) - math.log(2)
 
 

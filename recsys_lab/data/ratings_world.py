@@ -267,9 +267,7 @@ def split(
 def tables(
     self: RatingsWorld,
     blur: float = 0.5,  # Standard deviation of the noise on what is known; 0: the exact values
-) -> tuple[
-    pd.DataFrame, pd.DataFrame
-]:  # Items (item_id, known, kind0 ...), users (user_id, busy, taste0 ...)
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # Items (known, kind0 ...), users (busy, taste0 ...)
     "What an observer knows of the items and of the users"
     rng = np.random.default_rng([self.seed, 4])
     blurred = lambda x: x + blur * rng.standard_normal(x.shape)
