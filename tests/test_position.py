@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 from scipy.optimize import minimize
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from recsys_lab.causal.examination import all_pairs, examine, in_random_order, regression_em
@@ -121,6 +122,16 @@ def test_intervals_hold_the_truth():
     inside = (found.low <= world.examination) & (world.examination <= found.high)
     assert inside.sum() >= 4 and ((found.high - found.low)[1:] > 0).all()
     assert found.equals(examine(shown(world, 20_000), resamples=100))
+
+
+def test_intervals_hold_at_their_level():
+    "Over 100 logs of one world, at each place below the first"
+    world, held = ClickWorld(**SMALL), []
+    for seed in range(100):
+        found = examine(shown(world, 1500, 1, 1.0, seed=seed), "random order", resamples=200)
+        held.append((found.low <= world.examination) & (world.examination <= found.high))
+    for hits in np.sum(held, 0)[1:]:
+        assert binomtest(int(hits), 100, 0.95).pvalue > 1e-3, hits
 
 
 def _likelihood(cells, theta, gamma):
