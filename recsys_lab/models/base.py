@@ -311,8 +311,8 @@ def model_named(
     key: str,  # Name of a class in lower case, such as "ease"
 ) -> type[Recommender]:
     "The class of a model; only classes of these packages are imported by name"
-    if key not in Recommender._classes and key.isidentifier():
-        for home in HOMES:
+    for home in HOMES if key.isidentifier() else ():
+        if key not in Recommender._classes:
             with suppress(ModuleNotFoundError):
                 import_module(f"{home}.{key}")
     if key not in Recommender._classes:
