@@ -57,13 +57,16 @@ class Propensity:
         p = expit(raw) if self.link == "logistic" else raw
         return np.clip(self.scale * np.minimum(p, 1), self.clip, 1)
 
-    def _rated(self, ratings) -> np.ndarray:
-        if ratings is None:
-            raise ValueError(f"{self.kind} depends on the rating; give ratings, or use rows(data)")
-        stars, size = _stars(ratings, "ratings"), len(self.by_rating)
-        return self._finish(np.where(stars < size, self.by_rating[np.minimum(stars, size - 1)], 0))
-
 # %% ../../nbs/50_causal/00_propensity.ipynb #20e055bb
+@patch
+def _rated(self: Propensity, ratings) -> np.ndarray:
+    "Propensities by rating; 0 for one that was never seen"
+    if ratings is None:
+        raise ValueError(f"{self.kind} depends on the rating; give ratings, or use rows(data)")
+    stars, size = _stars(ratings, "ratings"), len(self.by_rating)
+    return self._finish(np.where(stars < size, self.by_rating[np.minimum(stars, size - 1)], 0))
+
+
 @patch
 def of(
     self: Propensity,

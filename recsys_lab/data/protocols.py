@@ -91,7 +91,7 @@ def _split(p, data: Interactions, seed: int) -> Split:
         return split_intervened(data, p.ratios, p.normal, p.intervened, p.judged, seed)
     return _given(data)
 
-
+# %% ../../nbs/10_data/08_protocols.ipynb #d78f298f
 def load_protocol(
     name: str,  # Key under protocol: in params.yaml
     seed: int = 0,  # Of the split, where it is random
