@@ -66,7 +66,7 @@ def _rated(self: Propensity, ratings) -> np.ndarray:
     stars, size = _stars(ratings, "ratings"), len(self.by_rating)
     return self._finish(np.where(stars < size, self.by_rating[np.minimum(stars, size - 1)], 0))
 
-
+# %% ../../nbs/50_causal/00_propensity.ipynb #6b75d8a0
 @patch
 def of(
     self: Propensity,
