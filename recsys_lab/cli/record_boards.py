@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/95_cli/record_boards.html.md"""
 __all__ = ['board_rows', 'board_runs', 'record_boards']
 
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #cc564b81
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def _known(metric: str) -> bool:
     return True
 
 
+def _slug(method) -> str:
+    "A method's name without blanks and signs, as the benchmark file takes it"
+    return re.sub(r"[^\w.+-]+", "_", str(method)).strip("_").lower()
+
+
 def board_rows(
     board: pd.DataFrame,  # As a causal study wrote it
     facts: Mapping,  # hardware, commit, seed
@@ -38,7 +44,7 @@ def board_rows(
     protocols, rows = params("protocol"), []
     kept = board[board.data.astype(str).str.fullmatch(r"[A-Za-z0-9][\w.+-]*")]
     for r in kept[kept.metric.map(_known) & kept.value.notna()].to_dict("records"):
-        name, variant = records.model_variant(str(r["method"]))
+        name, variant = records.model_variant(_slug(r["method"]))
         dataset = protocols[r["data"]].dataset if r["data"] in protocols else r["data"]
         measured = {c: r[c] for c in ("metric", "value", "low", "high", "n")}
         row = {"protocol": r["data"], "dataset": dataset, "model": name, "variant": variant}
