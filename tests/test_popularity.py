@@ -130,7 +130,7 @@ def test_a_stranger_is_calibrated_too(ease, splits):
     assert np.allclose(model.score(histories=history), model.score([7]))
 
 
-def test_pda_without_power_is_bpr_of_its_positive_score(splits):
+def test_pda_without_power_knows_no_popularity(splits):
     "gamma 0 takes popularity into account nowhere; wanted 0 ranks by the product of the vectors"
     few = {"dim": 8, "lr": 0.01, "epochs": 2}
     model = PDA(gamma=0.0, reg=0.0, **few).fit(splits[0].train)
