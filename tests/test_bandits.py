@@ -123,6 +123,7 @@ def test_two_bandits_meet_the_same_visitors():
         (lambda: Thompson(A, good=0), "good must be a number above 0"),
         (lambda: LinUCB(A, D, reg=0), "reg must be a number above 0"),
         (lambda: LinearThompson(A, D, draws=2.5), "draws must be a whole number"),
+        (lambda: Thompson(A, seed=0.5), "seed must be a whole number of at least 0"),
         (lambda: LinUCB(A, D).chances(np.zeros((2, D + 1))), "LinUCB needs"),
         (lambda: LinUCB(A, D).update(np.zeros((1, D)), [A], [1]), "codes from 0 to 3"),
         (lambda: UCB1(A).update(np.zeros((1, D)), [-1], [1]), "codes from 0 to 3"),

@@ -14,8 +14,8 @@ from copy import deepcopy
 import numpy as np
 
 from .log import BanditLog
-from ..core.settings import COUNT, NOT_NEGATIVE, check_settings
-from ..ranking.bandits import Bandit, need_actions
+from ..core.settings import COUNT, check_settings
+from ..ranking.bandits import WHOLE, Bandit, need_actions
 
 # %% ../../nbs/50_causal/39a_bandits.ipynb #61686c82
 def _contexts(log: BanditLog) -> np.ndarray:
@@ -55,7 +55,7 @@ def replay(
     seed: int = 0,  # Of the choices
 ) -> np.ndarray:  # Rows of the log that were kept, in their order; log.take(rows) is the play
     "The rounds in which a bandit would have shown what was shown"
-    check_settings(locals(), {"batch": COUNT, "seed": NOT_NEGATIVE})
+    check_settings(locals(), {"batch": COUNT, "seed": WHOLE})
     need_actions(bandit, log.n_actions, "log")
     _need_even(log)
     x, luck, kept = _contexts(log), np.random.default_rng(seed).random((len(log), 1)), []
