@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -120,7 +121,7 @@ def test_each_result_is_of_the_model_asked_for(project):
 def test_each_copy_ran_with_what_its_stage_gave(project):
     "The parameters stand in the executed copy, injected, one by one"
     stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
-    commands = [s["cmd"].split() for s in stages.values() if " study " in s["cmd"]]
+    commands = [shlex.split(s["cmd"]) for s in stages.values() if " study " in s["cmd"]]
     assert len(commands) >= 12
     for _, _, notebook, name, *words in commands:
         study = re.sub(r"^\d+[a-z]?_", "", Path(notebook).stem)
