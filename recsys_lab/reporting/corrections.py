@@ -66,7 +66,7 @@ def said(
 ) -> str:
     "Which methods help, which harm, which are not told apart from their control"
     rows = {v: board[board.verdict == v] for v in VERDICTS}
-    names = {v: ", ".join(map(str, r.method)) for v, r in rows.items() if len(r)}
+    names = {v: " · ".join(map(str, r.method)) for v, r in rows.items() if len(r)}
     parts = [f"{v}: {n}" for v, n in names.items()]
     if len(rows["better"]):
         best = rows["better"].loc[rows["better"].difference.abs().idxmax()]
