@@ -42,7 +42,7 @@ def write_tuned(
     check_params(everything, main.name)
     path = main if protocol in read_yaml(main)["protocol"] else more
     yaml, line = YAML(), CommentedMap(values)
-    yaml.width = 10_000
+    yaml.width, yaml.preserve_quotes = 10_000, True
     line.fa.set_flow_style()
     content = yaml.load(path.read_text())
     content.setdefault("tuned", {}).setdefault(protocol, {})[key] = line
