@@ -38,6 +38,7 @@ class Explanation:
     instead: object = None  # Of a counterfactual: the item that takes the place
     seconds: float = math.nan  # What it cost
     warning: str = ""  # What to know before believing it
+    shown: int = 10  # Reasons drawn; all are kept
 
     def __post_init__(self):
         _check_parts(self.parts)
@@ -154,10 +155,10 @@ def _bars(rows: pd.DataFrame) -> list[Html]:
 @patch
 def table(
     self: Explanation,
-    k: int = 10,  # Reasons shown
+    k: int | None = None,  # Reasons shown; None: `shown`
 ) -> Html:
     "The weightiest reasons as bars"
-    rows = self.top(k)
+    rows = self.top(self.shown if k is None else k)
     shown = {"because of": [t or n for t, n in zip(rows.title, rows.name, strict=True)]}
     shown |= {"contribution": rows.contribution.tolist(), "": _bars(rows)}
     rest = len(self) - len(rows)
