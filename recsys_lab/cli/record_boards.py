@@ -1,4 +1,4 @@
-"""Studies of causal inference leave a board each; its rows go into the benchmark file beside those of the leaderboards.
+"""Studies of causal inference and of explanations leave a board each; its rows go into the benchmark file beside those of the leaderboards.
 
 Docs: https://recsys-lab.github.io/recsys_lab/95_cli/record_boards.html.md"""
 
@@ -19,7 +19,7 @@ from .record import ran_with
 from ..core.files import root
 from ..core.params import params
 from ..reporting import records
-from ..reporting.corrections import FOLDERS, check_board
+from ..reporting.study_boards import SUBJECTS, check_board, folders
 
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #a73ebf2e
 def _known(metric: str) -> bool:
@@ -37,7 +37,7 @@ def _slug(method) -> str:
 
 
 def board_rows(
-    board: pd.DataFrame,  # As a causal study wrote it
+    board: pd.DataFrame,  # As a study wrote it
     facts: Mapping,  # hardware, commit, seed
 ) -> list[dict]:  # Rows of the benchmark file
     "The measurements of a board; what the benchmark file does not define is left out"
@@ -54,10 +54,11 @@ def board_rows(
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #b13c72ce
 def board_runs() -> Iterator[tuple[dict, pd.DataFrame]]:  # Parameters and facts; the board
     "Executed studies whose board is there"
+    places = tuple(f for subject in SUBJECTS for f in folders(subject))
     for path in sorted((root() / "artifacts/_executed").glob("*/[!.]*.ipynb")):
         out = str(ran_with(path).get("out", ""))
         file = root() / out / "board.csv"
-        if path.name.endswith(".failed.ipynb") or not out.startswith(FOLDERS) or not file.exists():
+        if path.name.endswith(".failed.ipynb") or not out.startswith(places) or not file.exists():
             continue
         known = nbformat.read(path, 4).metadata.get("recsys_lab", {})
         facts = {"hardware": known.get("Hardware"), "commit": known.get("Commit"), "seed": 0}
@@ -67,7 +68,7 @@ def board_runs() -> Iterator[tuple[dict, pd.DataFrame]]:  # Parameters and facts
 def record_boards(
     name: str | None = None,  # Of one run, such as ratings-coat; None: all
 ) -> Iterator[tuple[str, int]]:  # Each run, and how many rows it gave
-    "Write the boards of causal studies to the benchmark file"
+    "Write the boards of studies to the benchmark file"
     for run, board in board_runs():
         if name in (None, run["name"]):
             facts = {k: run[k] for k in ("hardware", "commit", "seed")}

@@ -23,7 +23,6 @@ from fastcore.basics import patch
 from ..core.display import Html, escape, interval, number, table_html
 from ..core.files import read_json, root
 from ..core.params import read_params
-from .corrections import corrections_section, read_boards
 from recsys_lab.reporting.figures import (
     curves_figure,
     difference_figure,
@@ -32,6 +31,7 @@ from recsys_lab.reporting.figures import (
     tradeoff_figure,
 )
 from .shell import figure_html
+from .study_boards import SUBJECTS, boards_section, read_boards
 from recsys_lab.reporting.tables import (
     compare,
     leaderboard_table,
@@ -78,7 +78,7 @@ class Facts:
     gaps: dict = field(default_factory=dict)  # protocol -> differences to the best, as recorded
     ablations: dict = field(default_factory=dict)  # base -> differences of its switches
     tasks: dict = field(default_factory=dict)  # protocol -> networks for several questions
-    corrections: dict = field(default_factory=dict)  # causal study -> its board
+    studies: dict = field(default_factory=dict)  # subject -> study -> its board
     quality: dict = field(default_factory=dict)  # task -> what the peer comparison found besides
     summary: dict = field(default_factory=dict)  # as study 90_summary wrote it
 
@@ -132,7 +132,7 @@ def gather(
     facts.gaps = _boards(top / "reports" / "boards")
     facts.ablations = _boards(top / "reports" / "boards" / "ablation")
     facts.tasks = _boards(top / "reports" / "boards" / "tasks")
-    facts.corrections = read_boards(top)
+    facts.studies = {subject: read_boards(top, subject) for subject in SUBJECTS}
     facts.quality = _read(top / "reports" / "speed.json")
     facts.summary = check_summary(_read(top / "artifacts" / "summary" / "summary.json"))
     return facts
@@ -470,7 +470,7 @@ def front(
         + benchmark_section(facts)
         + ablation_section(facts, draw)
         + tasks_section(facts)
-        + corrections_section(facts.corrections, draw)
+        + "".join(boards_section(b, subject, draw) for subject, b in facts.studies.items())
         + speed_section(facts, draw)
         + limits_section(facts)
     )
