@@ -9,14 +9,16 @@ __all__ = ['METHODS', 'Method', 'methods_for', 'method_for', 'Attribution', 'att
 
 # %% ../../nbs/60_explain/20_methods.ipynb #365ed8c4
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
+from .baselines import BASELINES
 from .linear import exact, is_linear
-from .subsets import keep, target_scores
+from .removal import base_scores, loi, loo, shapley
+from .subsets import target_scores
 from ..models.base import Recommender, Unsupported
 
 # %% ../../nbs/60_explain/20_methods.ipynb #14406be6
@@ -35,9 +37,20 @@ class Method:
     warning: str = ""  # What to know before believing it
 
 # %% ../../nbs/60_explain/20_methods.ipynb #4fc7e098
+def _knows_genres(model: Recommender) -> bool:
+    "Was the model given an item table with genres?"
+    return "genres" in (model.items if getattr(model, "items", None) is not None else ())
+
+
 METHODS = {
     "exact": Method("exact sum", "exact", exact, is_linear, additive=True),
+    "shapley": Method("Shapley values, by removal", "removal", shapley, additive=True),
+    "loo": Method("leave one out", "removal", loo),
+    "loi": Method("only this one", "removal", loi),
 }
+_BLIND = "does not look at the model; it is here to be beaten"
+METHODS |= {key: Method(key, "baseline", run, warning=_BLIND) for key, run in BASELINES.items()}
+METHODS["genre"] = replace(METHODS["genre"], serves=_knows_genres)
 
 # %% ../../nbs/60_explain/20_methods.ipynb #726509a9
 def methods_for(
@@ -82,7 +95,5 @@ def attribute(
     "Contributions by the method of that name"
     name = method_for(model, method)
     one, targets = METHODS[name], np.asarray(targets, np.int64)
-    score = target_scores(model, histories, targets)
-    empty = keep(histories, np.zeros(len(histories.items), bool))
-    base = one.base(model, histories, targets) if one.base else target_scores(model, empty, targets)
+    score, base = (f(model, histories, targets) for f in (target_scores, one.base or base_scores))
     return Attribution(one.run(model, histories, targets, **options), base, score, name)
