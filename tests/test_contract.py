@@ -52,6 +52,7 @@ SMALL = {
     "widedeep": CLICKS,
     "dcn": CLICKS,
     "deepfm": CLICKS,
+    "boosted": {"trees": 20},
     "twotower": TOWER,
     "crossattention": {"tower": TOWER, "candidates": 5, "dim": 8, "epochs": 3},
     "mmoe": TASKS,
