@@ -108,6 +108,8 @@ def history_sums(
 
 def pair_weights(B, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:  # float64
     "Single entries of a table, sparse or dense"
+    if not len(rows):
+        return np.zeros(0)  # scipy gives a matrix for no entries, not an array
     return np.asarray(B[rows, columns], np.float64).ravel()
 
 
