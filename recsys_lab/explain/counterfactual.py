@@ -19,19 +19,22 @@ from scipy.special import comb
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
 from .explanation import Explanation
-from .linear import is_linear
-from .searches import CELLS, Question, _each, _tried, greedy, influence, question
+from recsys_lab.explain.searches import (
+    CELLS,
+    Question,
+    _each,
+    _tried,
+    greedy,
+    influence,
+    is_additive,
+    question,
+)
 from .subsets import keep, owner, target_scores
 from ..models.base import Recommender
-from ..models.factors import FactorRecommender, blocks_by_length, padded
+from ..models.factors import blocks_by_length, padded
 from ..models.lists import item_code, people
 
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #06d12187
-def _additive(model: Recommender) -> bool:
-    "Is the score a sum of parts that a removal does not change?"
-    return is_linear(model) and not isinstance(model, FactorRecommender)
-
-
 def _falls(q: Question, block: np.ndarray, limit: int):
     "Places by falling difference (b, limit, n_items), and the gap left after each of them"
     items, real = padded(q.choices.take(block))
@@ -125,7 +128,7 @@ def exact(
     limit: int,  # Largest set
 ) -> tuple[np.ndarray, np.ndarray]:  # As `greedy`
     "The smallest set: by sorting where the score is a sum, else by trying"
-    return _by_sorting(q, limit) if q.leave and _additive(q.model) else _by_trying(q, limit)
+    return _by_sorting(q, limit) if q.leave and is_additive(q.model) else _by_trying(q, limit)
 
 
 SEARCHES = {"greedy": greedy, "influence": influence, "exact": exact}
@@ -148,7 +151,8 @@ def counterfactual_sets(
     if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, got {limit!r}")
     q = question(model, histories, wanted, budget)
-    return _frame(q, *SEARCHES[search](q, int(limit), **options))
+    none = np.zeros((0, int(limit)), int), np.zeros(0, bool)
+    return _frame(q, *(SEARCHES[search](q, int(limit), **options) if len(histories) else none))
 
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #ea0c92eb
 def _frame(q: Question, sets: np.ndarray, sure: np.ndarray) -> pd.DataFrame:
@@ -164,7 +168,8 @@ def _frame(q: Question, sets: np.ndarray, sure: np.ndarray) -> pd.DataFrame:
     removed = [tuple(q.choices[i][s[s >= 0]].tolist()) for i, s in enumerate(sets)]
     size = [len(r) for r in removed]
     names = "history item instead removed size lead after tried proven".split()
-    each = np.arange(len(sets)), q.first, instead, removed, size, q.margin, after, tried, sure
+    item = np.where(np.diff(q.choices.offsets) > 0, q.first, -1)
+    each = np.arange(len(sets)), item, instead, removed, size, q.margin, after, tried, sure
     return pd.DataFrame(dict(zip(names, each, strict=True)))
 
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #41fef4f7
