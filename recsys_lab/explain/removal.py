@@ -8,12 +8,15 @@ Docs: https://recsys-lab.github.io/recsys_lab/60_explain/removal.html.md"""
 __all__ = ['base_scores', 'loo', 'loi', 'shapley_exact', 'shapley_samples', 'shapley', 'standard_error']
 
 # %% ../../nbs/60_explain/04_removal.ipynb #869a9967
+from functools import singledispatch
+
 import numpy as np
 from scipy.special import binom
 
 from ..data.interactions import Histories, ragged_index
 from .subsets import _check_targets, keep, leave_one_out, owner, target_scores
 from ..models.base import Recommender
+from ..models.sasrec import SASRec
 
 # %% ../../nbs/60_explain/04_removal.ipynb #6276f33d
 def base_scores(
@@ -25,29 +28,41 @@ def base_scores(
     return target_scores(model, keep(histories, np.zeros(len(histories.items), bool)), targets)
 
 
-def _blocks(sizes: np.ndarray, budget: int = 1 << 20) -> list[tuple[int, int]]:
+def _blocks(sizes: np.ndarray, budget: int = 1 << 17) -> list[tuple[int, int]]:
     "Slices of neighbours whose sizes add up to about `budget`; a larger one stands alone"
     before = np.cumsum(sizes) - sizes
     edges = np.flatnonzero(np.diff(before // budget, prepend=-1, append=-1))
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 # %% ../../nbs/60_explain/04_removal.ipynb #15720749
+@singledispatch
+def _reach(model: Recommender) -> int:
+    "How many of the newest items a single removal can touch"
+    return np.iinfo(np.int32).max
+
+
+@_reach.register
+def _(model: SASRec) -> int:
+    return model.window + 1  # The first one outside moves in
+
+
 def loo(
     model: Recommender,  # Fitted
     histories: Histories,
     targets: np.ndarray,  # Item code for each history, shape (n,)
 ) -> np.ndarray:  # float64, shape of `histories.items`
     "How far the score falls when one item is taken away"
-    targets, length = _check_targets(model, histories, targets), np.diff(histories.offsets)
-    whole, out = target_scores(model, histories, targets), np.empty(len(histories.items))
+    targets, near = _check_targets(model, histories, targets), histories.last(_reach(model))
+    length, out = np.diff(near.offsets), np.zeros(len(histories.items))
+    whole, found = target_scores(model, histories, targets), np.empty(len(near.items))
     for a, b in _blocks(length**2) if len(out) else ():
-        part, here = histories.take(np.arange(a, b)), slice(*histories.offsets[[a, b]])
-        n = length[a:b]
+        part, here, n = near.take(np.arange(a, b)), slice(*near.offsets[[a, b]]), length[a:b]
         left = target_scores(model, leave_one_out(part), np.repeat(targets[a:b], n))
-        out[here] = np.repeat(whole[a:b], n) - left
+        found[here] = np.repeat(whole[a:b], n) - left
+    out[ragged_index(histories.offsets[1:] - length, length)[0]] = found
     return out
 
-
+# %% ../../nbs/60_explain/04_removal.ipynb #7a342fd4
 def loi(
     model: Recommender,  # Fitted
     histories: Histories,
