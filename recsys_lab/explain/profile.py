@@ -219,7 +219,7 @@ def _facts(self: Profile) -> dict:
         facts["cost"] = f"{cost['kept']:.0%} of the list stays; mean score given up {number(cost['given_up'], 3)}, {number(cost['spreads'], 2)} spreads"  # fmt: skip
     return facts
 
-# %% ../../nbs/60_explain/60_profile.ipynb #1e5b8fd7
+# %% ../../nbs/60_explain/60_profile.ipynb #ad55fb49
 def _bars(rows: pd.DataFrame) -> list:
     "Beliefs with their intervals on one scale; blue for more, vermilion for less, orange for edited"
     ends, out = display.scale([0.0], rows.low, rows.high), []
@@ -233,6 +233,7 @@ def _bars(rows: pd.DataFrame) -> list:
 def _repr_html_(self: Profile) -> str:
     "Facts, and the surest beliefs as bars"
     rows, percent = self.surest(), lambda column: [f"{v:.0%}" for v in column]
+    rows = rows.sort_values("kind", key=lambda k: pd.factorize(k)[0], kind="stable")
     kind = [f"{r.kind}, edited" if r.edited else r.kind for r in rows.itertuples()]
     said = [interval(r.belief, r.low, r.high, 2) for r in rows.itertuples()]
     shown = {"kind": kind, "group": rows.label, "belief": said, "": _bars(rows)}
