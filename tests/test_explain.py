@@ -90,7 +90,9 @@ def test_exact_is_the_product(model):
     some, asked = people()
     table = fitted(model).B
     table = (table.toarray() if hasattr(table, "toarray") else table).astype(np.float64)
-    product = (some.csr(len(table)).toarray().astype(np.float64) @ table)[np.arange(len(some)), asked]
+    product = (some.csr(len(table)).toarray().astype(np.float64) @ table)[
+        np.arange(len(some)), asked
+    ]
     told = attribute(fitted(model), some, asked, "exact")
     np.testing.assert_allclose(history_sums(told.values, some), product, atol=1e-9)
 
@@ -125,7 +127,9 @@ def test_any_history_adds_up(lists, data):
 @given(st.text(), st.text(), st.floats(-1e6, 1e6), st.integers(0, 2**40))
 def test_any_explanation_survives_json(title, warning, score, item):
     why = explain(fitted("ease"), "u00")
-    odd = Explanation(item, score, why.parts.assign(title=title), "exact", title=title, warning=warning)
+    odd = Explanation(
+        item, score, why.parts.assign(title=title), "exact", title=title, warning=warning
+    )
     again = Explanation.from_json(odd.to_json())
     assert again.to_json() == odd.to_json()
     assert (again.item, again.score, again.title) == (item, score, title)
