@@ -24,17 +24,18 @@ from ..models.multvae import MultVAE
 from ..models.neural import own_seed
 from ..models.sasrec import SASRec
 
-# %% ../../nbs/60_explain/06_attribution.ipynb #853a8780
+# %% ../../nbs/60_explain/06_attribution.ipynb #5ab178e8
 def _attributed(
     model: Recommender,
     histories: Histories,
     targets: np.ndarray,
     explain: Callable,  # (function of gates, open gates, the function's further arguments) -> contributions
-    budget: int,  # Padded items of a block, at most
+    copies: int = 1,  # Of each history in one pass of the model
 ) -> np.ndarray:  # float64, shape of `histories.items`
-    "Contributions of one Captum method, block by block"
+    "Contributions of one method, block by block"
     targets, f = _check_targets(model, histories, targets), gated(model)
     out = np.zeros(len(histories.items))
+    budget = max(1, (1 << 12 if model.uses_order else 1 << 15) // copies)
     for _, place, *given in gate_blocks(model, histories, targets, budget):
         gates = torch.ones(given[1].shape, dtype=torch.float64)
         out[place] = explain(f, gates, tuple(given)).detach()[given[1]].numpy()
@@ -61,17 +62,16 @@ def _one_pass(model: SASRec, f, gates: Tensor, given: tuple) -> Tensor:  # (b, L
     taken = asked / newer.clamp_min(1)
     return asked - (taken.cumsum(1) - taken) + seen
 
-# %% ../../nbs/60_explain/06_attribution.ipynb #5032ddab
+# %% ../../nbs/60_explain/06_attribution.ipynb #73722642
 def integrated_gradients(
     model: Recommender,
     histories: Histories,
     targets: np.ndarray,  # Item code for each history, shape (n,)
     steps: int | None = None,  # Points on the way; None: one pass for SASRec, 32 for others
-    budget: int = 1 << 14,  # Padded items times steps at once, at most
 ) -> np.ndarray:  # float64, shape of `histories.items`; with `gate_base` it adds up to the score
     "What each item adds on the way from nothing to the whole history (Sundararajan et al. 2017)"
     if steps is None and isinstance(model, SASRec):
-        return _attributed(model, histories, targets, partial(_one_pass, model), budget)
+        return _attributed(model, histories, targets, partial(_one_pass, model))
     if (steps := 32 if steps is None else steps) < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     power = 2 if isinstance(model, MultVAE) else 1
@@ -80,29 +80,27 @@ def integrated_gradients(
         way = IntegratedGradients(lambda a, *more: f(a**power, *more))
         return way.attribute(gates, additional_forward_args=given, n_steps=steps)
 
-    return _attributed(model, histories, targets, explain, max(1, budget // steps))
+    return _attributed(model, histories, targets, explain, steps)
 
-# %% ../../nbs/60_explain/06_attribution.ipynb #ab43e6d4
+# %% ../../nbs/60_explain/06_attribution.ipynb #2cea8b2e
 def input_x_gradient(
     model: Recommender,
     histories: Histories,
     targets: np.ndarray,  # Item code for each history, shape (n,)
-    budget: int = 1 << 14,  # Padded items at once, at most
 ) -> np.ndarray:  # float64, shape of `histories.items`
     "Slope of the score in each gate at the whole history"
 
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         return InputXGradient(f).attribute(gates.requires_grad_(), additional_forward_args=given)
 
-    return _attributed(model, histories, targets, explain, budget)
+    return _attributed(model, histories, targets, explain)
 
-# %% ../../nbs/60_explain/06_attribution.ipynb #c4707597
+# %% ../../nbs/60_explain/06_attribution.ipynb #97b2168a
 def feature_ablation(
     model: Recommender,
     histories: Histories,
     targets: np.ndarray,  # Item code for each history, shape (n,)
     many: int = 16,  # Gates closed in one pass of the model, each in its own copy
-    budget: int = 1 << 14,  # Padded items times `many` at once, at most
 ) -> np.ndarray:  # float64, shape of `histories.items`
     "What the score loses when one gate closes"
 
@@ -112,9 +110,9 @@ def feature_ablation(
             gates, additional_forward_args=given, perturbations_per_eval=one
         )
 
-    return _attributed(model, histories, targets, explain, max(1, budget // many))
+    return _attributed(model, histories, targets, explain, many)
 
-# %% ../../nbs/60_explain/06_attribution.ipynb #0353a2bb
+# %% ../../nbs/60_explain/06_attribution.ipynb #aa619e83
 def gate_shapley(
     model: Recommender,
     histories: Histories,
@@ -122,7 +120,6 @@ def gate_shapley(
     samples: int = 25,  # Orders
     seed: int = 0,  # Of the orders
     many: int = 16,  # Gates opened in one pass of the model, each in its own copy
-    budget: int = 1 << 14,  # Padded items times `many` at once, at most
 ) -> np.ndarray:  # float64, shape of `histories.items`; with `gate_base` it adds up to the score
     "Mean addition of each item over random orders (Štrumbelj & Kononenko 2010)"
 
@@ -133,4 +130,4 @@ def gate_shapley(
         )
 
     with own_seed(seed):
-        return _attributed(model, histories, targets, explain, max(1, budget // many))
+        return _attributed(model, histories, targets, explain, many)
