@@ -7,7 +7,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/60_explain/gates.html.md"""
 # %% auto #0
 __all__ = ['gated', 'reach', 'presence', 'newest', 'state_scores', 'gate_blocks', 'gated_scores']
 
-# %% ../../nbs/60_explain/05_gates.ipynb #2c57f36c
+# %% ../../nbs/60_explain/05_gates.ipynb #fe52fb1a
 from collections.abc import Callable, Iterator
 from functools import singledispatch
 
@@ -25,7 +25,7 @@ from ..models.factors import FactorRecommender, blocks_by_length, padded
 from ..models.gfcf import GFCF
 from ..models.multvae import MultVAE
 from ..models.puresvd import PureSVD
-from ..models.sasrec import SASRec, Block
+from ..models.sasrec import Block, SASRec
 from ..models.weights import ItemWeights
 
 # %% ../../nbs/60_explain/05_gates.ipynb #23ae2083
