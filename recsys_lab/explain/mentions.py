@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .sentences import ARTICLES
+from .sentences import ARTICLES, spoken
 
 # %% ../../nbs/60_explain/45a_mentions.ipynb #dbc5f257
 SMALL = frozenset(
@@ -34,10 +34,12 @@ def _plain(word: str) -> str:
 
 def _forms(title: str) -> set[tuple]:
     "Ways to write a title, as words"
-    texts = {title, re.sub(r"\s*\([^()]*\)\s*$", "", title)}
+    texts = {title, spoken(title)}
     for text in list(texts):
-        if found := re.fullmatch(f"(.*), ({ARTICLES})", text):
-            texts |= {found[1], f"{found[2]} {found[1]}"}
+        if found := re.fullmatch(r"(.*?)\s*\((.*)\)\s*", text):
+            texts |= {found[1], found[2], spoken(found[1]), spoken(found[2])}
+    for text in list(texts):
+        texts |= {m[1]} if (m := re.fullmatch(f"(.*), ({ARTICLES})", text)) else set()
     return {tuple(map(_plain, _WORD.findall(text))) for text in texts} - {()}
 
 # %% ../../nbs/60_explain/45a_mentions.ipynb #0d6bc6e3
@@ -56,10 +58,8 @@ class Catalogue:
         return f"Catalogue({len(set(self.titles.values())):,} titles)"
 
 # %% ../../nbs/60_explain/45a_mentions.ipynb #443d116d
-_BEFORE, _AFTER = (
-    re.compile(r"[\"'“‘«„‹][^\w\"'“”‘’«»]*$"),
-    re.compile(r"[^\w\"'“”‘’«»]*[\"'”’»“‘›]"),
-)
+_BEFORE = re.compile(r"(?:[\"“«„‹][^\w\"“”«»]*|['‘][^\w\"'“”‘’«»]*)$")
+_AFTER = re.compile(r"[^\w\"“”«»]*[\"”»“›]|[^\w\"'“”‘’«»]*['’‘]")
 
 
 def _span(text: str, words: list, form: tuple) -> tuple[int, int] | None:

@@ -94,7 +94,7 @@ def _and(lists: list[list]) -> list:
 HEDGES = ((0.6, "mostly"), (0.3, "partly"), (0.0, "a little"))  # Least share -> word
 AGAINST = 0.1  # Share from which a short text says what speaks against an item
 TONES = ("short", "long")
-ARTICLES = "The|A|An|La|Le|Les|Il|El|Das|Der|Die"
+ARTICLES = "The|A|An|La|Le|Les|L'|Il|El|Das|Der|Die"
 
 
 def hedge(
@@ -125,7 +125,10 @@ def spoken(
 ) -> str:  # Such as "The Usual Suspects"
     "A title as people say it"
     found = re.fullmatch(rf"(.*), ({ARTICLES})(\s*\(.*\))?", title)
-    return f"{found[2]} {found[1]}{found[3] or ''}" if found else title
+    if not found:
+        return title
+    space = "" if found[2].endswith("'") else " "
+    return f"{found[2]}{space}{found[1]}{found[3] or ''}"
 
 
 def _quoted(row: dict, column: str = "title") -> Evidence:
