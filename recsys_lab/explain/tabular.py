@@ -254,7 +254,7 @@ def _(model: Boosted, pool: Pool, background: Pool | None, *sets):
         values, base = trees.shap_values(X), np.full(len(X), trees.expected_value)
     return values @ np.eye(group.max() + 1)[group], base
 
-# %% ../../nbs/60_explain/70_tabular.ipynb #15a10d8b
+# %% ../../nbs/60_explain/70_tabular.ipynb #58953a12
 def feature_values(
     model: Recommender,  # Fitted; predicts pairs
     data: Interactions,  # Pairs to explain, with the columns that the model reads
@@ -264,6 +264,10 @@ def feature_values(
     seed: int = 0,  # Of drawn orders and pairs
 ) -> tuple[np.ndarray, np.ndarray]:  # Values (n, k), base (n,), in log-odds; float64
     "What each column adds; without a background along the paths of trees, or against 50 drawn pairs"
+    if not len(data) or (background is not None and not len(background)):
+        raise ValueError(
+            "there are 0 pairs, in data or in the background; give at least one of each"
+        )
     pool, beside = pool_of(model, data), None
     if background is not None:
         beside = pool_of(model, background)
