@@ -137,5 +137,4 @@ def verdict(
         nothing = dict.fromkeys(("value", "low", "high"), np.nan)
         return nothing | {"n": 0, "verdict": "FAILED"}
     out = bootstrap(known).iloc[0].drop("metric").to_dict()
-    kept = out["low"] > -LIMIT and out["high"] < LIMIT
-    return out | {"verdict": "kept" if kept else "FAILED"}
+    return out | {"verdict": "kept" if abs(out["value"]) < LIMIT else "FAILED"}
