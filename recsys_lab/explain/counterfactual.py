@@ -18,6 +18,7 @@ from scipy.special import comb
 
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
+from .explain import titles_of
 from .explanation import Explanation
 from recsys_lab.explain.searches import (
     CELLS,
@@ -183,15 +184,6 @@ def _drops(model: Recommender, history: Histories, row) -> np.ndarray:  # One fo
     score = lambda code: target_scores(model, rest, np.full(m + 1, code))
     return -np.diff(score(row.item) - score(row.instead))
 
-
-def _titles(model: Recommender, codes) -> list[str]:
-    "Titles of items; empty where the model knows none"
-    ids = model.item_ids[np.asarray(codes, int)]
-    if model.items is None or "title" not in model.items:
-        return [""] * len(ids)
-    table = model.items.drop_duplicates("item_id").set_index("item_id")["title"]
-    return table.reindex(ids).fillna("").astype(str).tolist()
-
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #287f86dd
 def _beware(model: Recommender, row, n: int, limit: int, code) -> str:
     "What to know of one answer"
@@ -269,7 +261,7 @@ def _told(
     gone, ids = np.array(row.removed, int), model.item_ids
     drops = _drops(model, histories, row) if row.size else np.zeros(0)
     n, score = len(np.unique(histories.items)), target_scores(model, histories, [row.item])[0]
-    parts = {"kind": "removed", "name": ids[gone], "title": _titles(model, gone)}
+    parts = {"kind": "removed", "name": ids[gone], "title": titles_of(model, gone)}
     out = Explanation(
         ids[row.item],
         float(score),
@@ -277,8 +269,9 @@ def _told(
         f"counterfactual-{search}",
         model.key,
         user,
-        _titles(model, [row.item])[0],
+        titles_of(model, [row.item])[0],
         instead=ids[row.instead] if row.size else None,
+        instead_title=titles_of(model, [row.instead])[0] if row.size else "",
         warning=_beware(model, row, n, limit, code),
     )
     out.seconds = time.perf_counter() - start

@@ -35,7 +35,8 @@ class Explanation:
     title: str = ""  # Of the item
     base: float = 0.0  # Score when no part counts
     additive: bool = False  # Do base and contributions add up to the score?
-    instead: object = None  # Of a counterfactual: the item that takes the place
+    instead: object = None  # Of a counterfactual: the id of the item that takes the place
+    instead_title: str = ""  # Its title
     seconds: float = math.nan  # What it cost
     warning: str = ""  # What to know before believing it
     shown: int = 10  # Reasons drawn; all are kept
@@ -101,7 +102,8 @@ def sentence(
     if not len(rows):
         return f"{what}: nothing in the input explains the score {number(self.score, 3)}."
     if self.instead is not None:
-        return f"Without {_named(rows)}, {self.instead} would stand where {what} stands."
+        other = self.instead_title or self.instead
+        return f"Without {_named(rows)}, {other} would stand where {what} stands."
     speaks = {True: "for", False: "against"}
     said = [
         f"{_named(rows[(rows.contribution > 0) == sign])} {'speak' if n > 1 else 'speaks'} {speaks[sign]} it"
@@ -177,7 +179,7 @@ def _facts(self: Explanation) -> dict:
         )
     facts["method"] = f"{self.method}{' of ' + self.model if self.model else ''}"
     if self.instead is not None:
-        facts["instead"] = str(self.instead)
+        facts["instead"] = self.instead_title or str(self.instead)
     if not math.isnan(self.seconds):
         facts["cost"] = f"{self.seconds * 1000:.1f} ms"
     return facts | ({"beware": self.warning} if self.warning else {})

@@ -15,11 +15,24 @@ import numpy as np
 
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
+from .attention import WARNING, attention, attention_maps, rollout
+from recsys_lab.explain.attribution import (
+    feature_ablation,
+    gate_base,
+    gate_shapley,
+    input_x_gradient,
+    integrated_gradients,
+)
 from .baselines import BASELINES
+from .gates import gated
+from .history_shap import shap_history
+from .lime import lime
 from .linear import exact, is_linear
+from .lxr import lxr
 from .removal import base_scores, loi, loo, shapley
-from .subsets import target_scores
+from .subsets import has_plain_fold, target_scores
 from ..models.base import Recommender, Unsupported
+from ..models.factors import FactorRecommender
 
 # %% ../../nbs/60_explain/20_methods.ipynb #14406be6
 @dataclass(frozen=True)
@@ -42,13 +55,55 @@ def _knows_genres(model: Recommender) -> bool:
     return "genres" in (model.items if getattr(model, "items", None) is not None else ())
 
 
+def _has_gates(model: Recommender) -> bool:
+    "Can its history items be let in by degrees?"
+    if isinstance(model, FactorRecommender):
+        return has_plain_fold(model)
+    return gated.dispatch(type(model)) is not gated.dispatch(Recommender)
+
+
+def _has_attention(model: Recommender) -> bool:
+    "Does it have attention maps?"
+    return attention_maps.dispatch(type(model)) is not attention_maps.dispatch(Recommender)
+
+# %% ../../nbs/60_explain/20_methods.ipynb #03aedbd3
+_SLOW = "one explanation at a time; an item of a group shows the group's share"
+_HIDDEN = "what two items say together is given to neither"
+_TWICE = "what two items say together is given to both"
+_SLOPE = "a slope at the whole history; it does not say what happens far from it"
+_LINE = "look at its R² and at a second seed first"
+_MASK = (
+    "a mask from a network trained on this model: it has no sign and no unit, and says what belongs "
+    "to the reason, not in which order"
+)
+_BLIND = "does not look at the model; it is here to be beaten"
+
+# %% ../../nbs/60_explain/20_methods.ipynb #cb9655ae
 METHODS = {
     "exact": Method("exact sum", "exact", exact, is_linear, additive=True),
+    "ig": Method(
+        "integrated gradients", "gradient", integrated_gradients, _has_gates, True, gate_base
+    ),
     "shapley": Method("Shapley values, by removal", "removal", shapley, additive=True),
-    "loo": Method("leave one out", "removal", loo),
-    "loi": Method("only this one", "removal", loi),
+    "shap": Method(
+        "SHAP library, by removal", "removal", shap_history, additive=True, warning=_SLOW
+    ),
+    "gate-shapley": Method(
+        "Shapley values of gates", "gradient", gate_shapley, _has_gates, True, gate_base
+    ),
+    "loo": Method("leave one out", "removal", loo, warning=_HIDDEN),
+    "loi": Method("leave one in", "removal", loi, warning=_TWICE),
+    "ablation": Method(
+        "one gate closed", "gradient", feature_ablation, _has_gates, warning=_HIDDEN
+    ),
+    "gradient": Method(
+        "input × gradient", "gradient", input_x_gradient, _has_gates, warning=_SLOPE
+    ),
+    "lime": Method("local line (LIME)", "surrogate", lime, warning=_LINE),
+    "lxr": Method("learned mask (LXR)", "surrogate", lxr, _has_gates, warning=_MASK),
+    "attention": Method("attention", "attention", attention, _has_attention, warning=WARNING),
+    "rollout": Method("attention rollout", "attention", rollout, _has_attention, warning=WARNING),
 }
-_BLIND = "does not look at the model; it is here to be beaten"
 METHODS |= {key: Method(key, "baseline", run, warning=_BLIND) for key, run in BASELINES.items()}
 METHODS["genre"] = replace(METHODS["genre"], serves=_knows_genres)
 

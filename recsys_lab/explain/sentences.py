@@ -215,7 +215,7 @@ def _of_paths(why: Explanation, k: int, long: bool) -> list[Sentence]:
 def _of_removed(why: Explanation, titles: Mapping, long: bool) -> list[Sentence]:
     "What would stand there instead"
     rows = _rows(why, "removed")
-    new = str(titles.get(why.instead) or why.instead)
+    new = why.instead_title or str(titles.get(why.instead) or why.instead)
     instead = Evidence(f"“{spoken(new)}”", new, "instead")
     place = (" would stand in the place of ", _item(why), ".")
     return [Sentence(("without ", *_each(rows, long), ", ", instead, *place))]

@@ -113,7 +113,8 @@ def pair_weights(B, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:  # flo
     "Single entries of a table, sparse or dense"
     if not len(rows):
         return np.zeros(0)  # scipy gives a matrix for no entries, not an array
-    return np.asarray(B[rows, columns], np.float64).ravel()
+    # scipy wants indices that own their memory, which those of a tensor do not
+    return np.asarray(B[np.array(rows), np.array(columns)], np.float64).ravel()
 
 
 @_target_scores.register
