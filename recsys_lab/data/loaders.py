@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/10_data/loaders.html.md"""
 
 # %% auto #0
 __all__ = ['RATED', 'LOADERS', 'ITEMS', 'USERS', 'POLICIES', 'CAMPAIGNS', 'DataMissing', 'load_dataset', 'load_items',
-           'load_users', 'load_graph', 'load_entities', 'load_bandit', 'load_bandit_items']
+           'load_users', 'load_bandit', 'load_bandit_items']
 
 # %% ../../nbs/10_data/02b_loaders.ipynb #e4c776bb
 from pathlib import Path
@@ -259,34 +259,6 @@ def load_users(
 ) -> pd.DataFrame | None:  # user_id, age, gender, ...; None if the data set describes no users
     "What is known about the users"
     return USERS[key](_raw(key, data_dir)) if key in USERS else None
-
-# %% ../../nbs/10_data/02b_loaders.ipynb #ce07b6e9
-def load_graph(
-    key: str = "ml100k",  # The only one with a graph so far
-    data_dir: Path | str | None = None,  # None: data/ under the project's root
-) -> tuple[
-    pd.DataFrame, pd.DataFrame
-]:  # Triples head_id, relation_id, tail_id; item_id -> entity_id
-    "The knowledge graph around the items"
-    folder = _raw(key, data_dir)
-    if not (folder / "ml-100k.kg").exists():
-        raise ValueError(f"{key!r} has no graph; there is one for ml100k")
-    return _recbole(folder / "ml-100k.kg").to_pandas(), _recbole(
-        folder / "ml-100k.link"
-    ).to_pandas()
-
-# %% ../../nbs/10_data/02b_loaders.ipynb #e2060050
-def load_entities(
-    key: str = "ml100k",  # As in `load_graph`
-    data_dir: Path | str | None = None,  # None: data/ under the project's root
-) -> pd.DataFrame:  # item_id, entities: a list, such as people, genres, studios, prizes
-    "What each item is joined to in the knowledge graph, whatever the relation and its direction"
-    triples, links = load_graph(key, data_dir)
-    ends = ["head_id", "tail_id"]
-    both = pd.concat([triples[ends].set_axis(["entity_id", "entities"], axis=1),
-                      triples[ends[::-1]].set_axis(["entity_id", "entities"], axis=1)])  # fmt: skip
-    found = links.merge(both.drop_duplicates(), on="entity_id")
-    return found.groupby("item_id", sort=False)["entities"].agg(list).reset_index()
 
 # %% ../../nbs/10_data/02b_loaders.ipynb #95ad0593
 POLICIES, CAMPAIGNS = ("bts", "random"), ("all", "men", "women")

@@ -71,8 +71,9 @@ def bootstrap(
     tails = [(1 - level) / 2, (1 + level) / 2]
     value, n = [exact_mean(column) for column in x.T], (~np.isnan(x)).sum(0)
     low, high = np.full((2, x.shape[1]), np.nan)
-    means = resampled_means(x[:, n > 0], resamples, seed)
-    low[n > 0], high[n > 0] = np.nanquantile(means, tails, axis=0)
+    if (some := n > 0).any():
+        means = resampled_means(x[:, some], resamples, seed)
+        low[some], high[some] = np.nanquantile(means, tails, axis=0)
     return pd.DataFrame(
         {"metric": list(table.columns), "value": value, "low": low, "high": high, "n": n}
     )

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from ..core.settings import COUNT, check_settings
 from ..data.interactions import id_codes
-from ..data.loaders import load_graph
+from ..data.knowledge import load_graph
 from ..evaluation.beyond import diversity
 from ..evaluation.intervals import bootstrap
 from ..evaluation.metrics import topk
