@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from recsys_lab.reporting import library
 from recsys_lab.reporting.library import LibraryRunner, keep, notebook_key, project_copy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,10 @@ TUTORIALS = sorted(ROOT.glob("nbs/tutorials/*.ipynb"))
 EVERY = LIB + STUDIES + TUTORIALS + sorted(ROOT.glob("nbs/*.ipynb"))
 EXPORT = re.compile(r"^#\| *exports?\b", re.M)
 PATIENCE = 240  # seconds; a notebook runs under 10 where this one runs alone
+# Imported once, before the notebooks are split off. Torch's first optimizer imports `torch._dynamo`,
+# which alone takes 3 seconds
+WARM = ["torch._dynamo", "torch_geometric.nn", "scipy.stats", "sklearn.linear_model"]
+WARM += ["sklearn.ensemble", "polars", "lightgbm", "shap", "captum.attr", "networkx"]
 
 
 def name(path: Path) -> str:
@@ -57,7 +62,10 @@ def test_the_lists_are_not_empty():
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory) -> LibraryRunner:
     "Runs notebooks in a copy of the project, each in a process of its own"
-    runner = LibraryRunner(project_copy(ROOT, tmp_path_factory.mktemp("library")), PATIENCE)
+    copy = project_copy(ROOT, tmp_path_factory.mktemp("library"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "_SPLIT", f"import {', '.join(WARM)}\n{library._SPLIT}")
+        runner = LibraryRunner(copy, PATIENCE)
     yield runner
     runner.close()
 
