@@ -10,13 +10,13 @@ __all__ = ['KINDS', 'Explanation']
 # %% ../../nbs/60_explain/00_explanation.ipynb #4efcff76
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core.display import PALETTE, Html, card, escape, interval_bar, number, table_html
+from ..core.display import PALETTE, Html, card, interval_bar, number, scale, table_html
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #33925dde
 KINDS = ("history", "feature", "neighbour", "path", "removed")
@@ -146,12 +146,9 @@ def from_json(
 # %% ../../nbs/60_explain/00_explanation.ipynb #82614333
 def _bars(rows: pd.DataFrame) -> list[Html]:
     "A bar from zero for each contribution"
-    reach = rows.contribution.abs().max() or 1.0
+    ends = scale([0.0], rows.contribution)
     tone = lambda c: PALETTE["blue"] if c >= 0 else PALETTE["vermilion"]
-    return [
-        interval_bar(c, min(c, 0), max(c, 0), -reach, reach, tone(c), 160)
-        for c in rows.contribution
-    ]
+    return [interval_bar(c, min(c, 0), max(c, 0), *ends, tone(c), 130) for c in rows.contribution]
 
 
 @patch

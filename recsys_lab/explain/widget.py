@@ -102,7 +102,8 @@ def chooser(
 # %% ../../nbs/60_explain/80_widget.ipynb #e1cc3aea
 def _fold(label: str, body: str, shown: bool = False) -> str:
     "A part that opens on demand"
-    return f"<details{' open' if shown else ''}><summary>{escape(label)}</summary>{body}</details>"
+    tag = f'<details{" open" if shown else ""} style="margin:.25rem 0 .25rem 1rem">'
+    return f'{tag}<summary style="cursor:pointer">{escape(label)}</summary>{body}</details>'
 
 
 def _answers(model: Recommender, user, k: int, methods: list[str] | None, reasons: int) -> str:
