@@ -92,6 +92,14 @@ def _named(rows: pd.DataFrame) -> str:
     return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]
 
 
+def _speaks(rows: pd.DataFrame, way: str) -> list[str]:
+    "A clause for the reasons that speak one way, if there are any"
+    mine = rows[rows.contribution > 0] if way == "for" else rows[rows.contribution < 0]
+    return (
+        [f"{_named(mine)} {'speak' if len(mine) > 1 else 'speaks'} {way} it"] if len(mine) else []
+    )
+
+# %% ../../nbs/60_explain/00_explanation.ipynb #7d39469c
 @patch
 def sentence(
     self: Explanation,
@@ -99,18 +107,13 @@ def sentence(
 ) -> str:
     "One sentence, every number of which stands in `parts`"
     what, rows = self.title or str(self.item), self.top(k)
-    if not len(rows):
+    if not rows.contribution.any():
         return f"{what}: nothing in the input explains the score {number(self.score, 3)}."
     if self.instead is not None:
         other = self.instead_title or self.instead
         return f"Without {_named(rows)}, {other} would stand where {what} stands."
-    speaks = {True: "for", False: "against"}
-    said = [
-        f"{_named(rows[(rows.contribution > 0) == sign])} {'speak' if n > 1 else 'speaks'} {speaks[sign]} it"
-        for sign in (True, False)
-        if (n := int(((rows.contribution > 0) == sign).sum()))
-    ]
-    return f"{what} has the score {number(self.score, 3)}: {'; '.join(said)}."
+    said = "; ".join(_speaks(rows, "for") + _speaks(rows, "against"))
+    return f"{what} has the score {number(self.score, 3)}: {said}."
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #fdc49ff6
 @patch

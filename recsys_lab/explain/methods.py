@@ -18,7 +18,6 @@ from ..data.interactions import Histories
 from .attention import WARNING, attention, attention_maps, rollout
 from recsys_lab.explain.attribution import (
     feature_ablation,
-    gate_base,
     gate_shapley,
     input_x_gradient,
     integrated_gradients,
@@ -44,9 +43,6 @@ class Method:
     run: Callable  # (model, histories, targets, **options) -> float64, shape of histories.items
     serves: Callable = lambda model: True  # Can it explain this model?
     additive: bool = False  # Do base and contributions add up to the score?
-    base: Callable | None = (
-        None  # (model, histories, targets) -> (n,); None: score of an empty history
-    )
     warning: str = ""  # What to know before believing it
 
 # %% ../../nbs/60_explain/20_methods.ipynb #4fc7e098
@@ -80,30 +76,22 @@ _BLIND = "does not look at the model; it is here to be beaten"
 
 # %% ../../nbs/60_explain/20_methods.ipynb #cb9655ae
 METHODS = {
-    "exact": Method("exact sum", "exact", exact, is_linear, additive=True),
-    "ig": Method(
-        "integrated gradients", "gradient", integrated_gradients, _has_gates, True, gate_base
-    ),
+    "exact": Method("exact sum", "exact", exact, is_linear, True),
+    "ig": Method("integrated gradients", "gradient", integrated_gradients, _has_gates, True),
     "shapley": Method("Shapley values, by removal", "removal", shapley, additive=True),
-    "shap": Method(
-        "SHAP library, by removal", "removal", shap_history, additive=True, warning=_SLOW
-    ),
-    "gate-shapley": Method(
-        "Shapley values of gates", "gradient", gate_shapley, _has_gates, True, gate_base
-    ),
+    "shap": Method("SHAP library", "removal", shap_history, additive=True, warning=_SLOW),
+    "gate-shapley": Method("Shapley values of gates", "gradient", gate_shapley, _has_gates, True),
     "loo": Method("leave one out", "removal", loo, warning=_HIDDEN),
     "loi": Method("leave one in", "removal", loi, warning=_TWICE),
-    "ablation": Method(
-        "one gate closed", "gradient", feature_ablation, _has_gates, warning=_HIDDEN
-    ),
-    "gradient": Method(
-        "input × gradient", "gradient", input_x_gradient, _has_gates, warning=_SLOPE
-    ),
+    "ablation": Method("gate ablation", "gradient", feature_ablation, _has_gates, warning=_HIDDEN),
+    "gradient": Method("gate × gradient", "gradient", input_x_gradient, _has_gates, warning=_SLOPE),
     "lime": Method("local line (LIME)", "surrogate", lime, warning=_LINE),
     "lxr": Method("learned mask (LXR)", "surrogate", lxr, _has_gates, warning=_MASK),
     "attention": Method("attention", "attention", attention, _has_attention, warning=WARNING),
     "rollout": Method("attention rollout", "attention", rollout, _has_attention, warning=WARNING),
 }
+
+# %% ../../nbs/60_explain/20_methods.ipynb #66e06430
 METHODS |= {key: Method(key, "baseline", run, warning=_BLIND) for key, run in BASELINES.items()}
 METHODS["genre"] = replace(METHODS["genre"], serves=_knows_genres)
 
@@ -150,5 +138,5 @@ def attribute(
     "Contributions by the method of that name"
     name = method_for(model, method)
     one, targets = METHODS[name], np.asarray(targets, np.int64)
-    score, base = (f(model, histories, targets) for f in (target_scores, one.base or base_scores))
+    score, base = (f(model, histories, targets) for f in (target_scores, base_scores))
     return Attribution(one.run(model, histories, targets, **options), base, score, name)

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from ..core.settings import COUNT, check_settings
 from ..data.interactions import Histories
 from .baselines import cosine_values, together
-from .explain import _one, titles_of
+from .explain import one_person, titles_of
 from .explanation import Explanation
 from .subsets import _check_targets, target_scores
 from ..models.base import Recommender
@@ -93,7 +93,7 @@ def explain_neighbours(
     noun: str = "film",  # What an item is called
 ) -> Explanation:  # Exact for UserKNN, a description for any other model
     "Who is near and took the item"
-    start, (codes, names, mine) = time.perf_counter(), _one(model, user, history)
+    start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
     target = np.array([item_code(model.item_ids, item)])
     weight = neighbour_parts(model, mine, target, people)
     rows, exact = _neighbours(model, mine, weight, ids, noun), isinstance(model, UserKNN)
@@ -115,7 +115,7 @@ def explain_similar(
     history=None,  # Item ids of one person, instead of a user
 ) -> Explanation:  # A description; parts have `both`: people who took the two
     "Items of the history that go with the item"
-    start, (codes, names, mine) = time.perf_counter(), _one(model, user, history)
+    start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
     target = np.array([item_code(model.item_ids, item)])
     score, films = target_scores(model, mine, target)[0], pd.unique(mine.items)
     mine = Histories.from_lists([films := films[films != target[0]]])

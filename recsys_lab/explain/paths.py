@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import scipy.sparse as sp
 
 from ..core.display import PALETTE, escape, theme
-from .explain import _one, titles_of
+from .explain import one_person, titles_of
 from .explanation import Explanation
 from .subsets import target_scores
 from ..models.base import Recommender, Unsupported
@@ -171,7 +171,7 @@ def explain_paths(
     keep: int | None = 50,  # Heaviest paths kept; None: all
 ) -> Explanation:  # A description of the data; parts have relation, entity, count, start, step
     "Paths that lead from a history to an item"
-    began, (codes, whom, mine) = time.perf_counter(), _one(model, user, history)
+    began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
     code, w = item_code(model.item_ids, item), joint_weights(joints, weight)
     taken, mass = pd.unique(mine.items[mine.items != code]).astype(np.int64), joints.A @ w
     start, joint, _ = _steps(joints.A, joints.A, taken, code)
@@ -203,7 +203,7 @@ def explain_terms(
         raise Unsupported(
             f"{type(model).__name__} has no terms; `explain_paths` describes the data"
         )
-    began, (codes, whom, mine) = time.perf_counter(), _one(model, user, history)
+    began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
     code, (counts, terms) = item_code(model.item_ids, item), _terms(model)
     relation = [t.partition("=")[0] if "=" in t else "word" for t in terms]
     table = {"relation": relation, "entity": terms, "items": np.bincount(counts.indices)}

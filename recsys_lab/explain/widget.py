@@ -106,22 +106,24 @@ def _fold(label: str, body: str, shown: bool = False) -> str:
     return f'{tag}<summary style="cursor:pointer">{escape(label)}</summary>{body}</details>'
 
 
+def _answer(told: dict[str, Explanation], reasons: int) -> str:
+    "One item with every method"
+    body = {m: f"<p>{escape(e.sentence())}</p>{e.table(reasons)}" for m, e in told.items()}
+    return "".join(_fold(label, text, n == 0) for n, (label, text) in enumerate(body.items()))
+
+
 def _answers(model: Recommender, user, k: int, methods: list[str] | None, reasons: int) -> str:
-    "Every item of a list with every method"
+    "Every item of a list"
     ways = _ways(model, methods)
     told = {label: explain_list(model, user, k=k, method=name) for label, name in ways}
-    rows: list[Explanation] = next(iter(told.values()), [])
-    cost = lambda label, i: told[label][i].table(reasons)
-    return "".join(
-        _fold(
-            f"{i + 1}. {row.title or row.item}",
-            "".join(_fold(label, f"<p>{escape(told[label][i].sentence())}</p>{cost(label, i)}", j == 0) for j, label in enumerate(told)),
-            i == 0,
-        )
-        for i, row in enumerate(rows)
-    )  # fmt: skip
+    items = [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)]
+    out = ""
+    for n, item in enumerate(items):
+        first = next(iter(item.values()))
+        out += _fold(f"{n + 1}. {first.title or first.item}", _answer(item, reasons), n == 0)
+    return out
 
-
+# %% ../../nbs/60_explain/80_widget.ipynb #c37413c8
 def twin(
     models,  # One fitted model, or name -> fitted model
     users,  # User ids
