@@ -24,10 +24,13 @@ TUTORIALS = sorted(ROOT.glob("nbs/tutorials/*.ipynb"))
 EVERY = LIB + STUDIES + TUTORIALS + sorted(ROOT.glob("nbs/*.ipynb"))
 EXPORT = re.compile(r"^#\| *exports?\b", re.M)
 PATIENCE = 240  # seconds; a notebook runs under 10 where this one runs alone
-# Imported once, before the notebooks are split off. Torch's first optimizer imports `torch._dynamo`,
-# which alone takes 3 seconds
-WARM = ["torch._dynamo", "torch_geometric.nn", "scipy.stats", "sklearn.linear_model"]
-WARM += ["sklearn.ensemble", "polars", "lightgbm", "shap", "captum.attr", "networkx"]
+# Done once, before the notebooks are split off: torch's first optimizer imports `torch._dynamo`, which
+# alone takes 3 seconds, and Numba's first function a second
+WARM = """
+import captum.attr, lightgbm, networkx, numba, polars, scipy.stats, shap
+import sklearn.ensemble, sklearn.linear_model, torch._dynamo, torch_geometric.nn
+numba.njit(lambda: 0)()
+"""
 
 
 def name(path: Path) -> str:
@@ -64,7 +67,7 @@ def runner(tmp_path_factory) -> LibraryRunner:
     "Runs notebooks in a copy of the project, each in a process of its own"
     copy = project_copy(ROOT, tmp_path_factory.mktemp("library"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_SPLIT", f"import {', '.join(WARM)}\n{library._SPLIT}")
+        patch.setattr(library, "_SPLIT", WARM + library._SPLIT)
         runner = LibraryRunner(copy, PATIENCE)
     yield runner
     runner.close()
