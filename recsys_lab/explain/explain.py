@@ -9,6 +9,7 @@ __all__ = ['titles_of', 'explain', 'one_person', 'explain_list']
 
 # %% ../../nbs/60_explain/21_explain.ipynb #d56c73fd
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from ..data.interactions import Histories
 from .explanation import Explanation
 from .methods import METHODS, Attribution, attribute
 from ..models.base import Recommender
-from ..models.lists import check_k, item_code, people
+from ..models.lists import _as_list, check_k, item_code, people
 
 # %% ../../nbs/60_explain/21_explain.ipynb #47bd6385
 def titles_of(
@@ -42,9 +43,23 @@ def _reasons(model: Recommender, items: np.ndarray, values: np.ndarray) -> pd.Da
     )
 
 # %% ../../nbs/60_explain/21_explain.ipynb #c607454d
-def _beware(model: Recommender, name: str, user: int | None, code: int, score: float) -> str:
+def _of_history(model: Recommender, mine: np.ndarray, code: int) -> list[str]:
+    "What is odd about a history and an item"
+    window = getattr(model, "window", None) if model.uses_order else None
+    odd = {
+        "no item of the history is known, so the list is the popular items": not len(mine),
+        "the item is in the history, so it is never recommended": code in mine,
+        f"only the newest {window} items are read": window is not None and len(mine) > window,
+    }
+    return [text for text, so in odd.items() if so]
+
+# %% ../../nbs/60_explain/21_explain.ipynb #fc6364a1
+def _beware(
+    model: Recommender, name: str, user: int | None, code: int, score: float, mine: np.ndarray
+) -> str:
     "What to know before believing an explanation"
     said = [METHODS[name].warning] if METHODS[name].warning else []
+    said += _of_history(model, mine, code)
     if user is not None and not model.by_history:
         listed = float(model.score(users=[user])[0, code])
         said.append(
@@ -53,18 +68,27 @@ def _beware(model: Recommender, name: str, user: int | None, code: int, score: f
         )
     return "; ".join(said)
 
-
+# %% ../../nbs/60_explain/21_explain.ipynb #6dfeb418
 def _explanation(model, whom: tuple, code: int, told: Attribution, i: int, **more) -> Explanation:
     "The explanation of row `i` of a batch"
     codes, names, histories = whom
     part = slice(*histories.offsets[i : i + 2])
     user = None if codes is None else int(codes[i])
-    method, score = METHODS[told.method], float(told.score[i])
+    method, score, mine = METHODS[told.method], float(told.score[i]), histories.items[part]
     return Explanation(
-        model.item_ids[code], score, _reasons(model, histories.items[part], told.values[part]), told.method,
-        model.key, None if user is None else names[i], titles_of(model, [code])[0], float(told.base[i]), method.additive,
-        warning=_beware(model, told.method, user, code, score), **more,
-    )  # fmt: skip
+        model.item_ids[code],
+        score,
+        _reasons(model, mine, told.values[part]),
+        told.method,
+        model=model.key,
+        user=None if user is None else names[i],
+        title=titles_of(model, [code])[0],
+        base=float(told.base[i]),
+        additive=method.additive,
+        warning=_beware(model, told.method, user, code, score, mine),
+        signed=method.signed,
+        **more,
+    )
 
 # %% ../../nbs/60_explain/21_explain.ipynb #62bc1d51
 def explain(
@@ -93,7 +117,7 @@ def one_person(model: Recommender, user, history) -> tuple:
     model._need_fit()
     if user is None and history is None:
         raise ValueError("whose list is to be explained? give user= or history=")
-    whom = people(model, None if user is None else [user], history)
+    whom = people(model, user, history)
     if len(whom[2]) != 1:
         raise ValueError(f"one person at a time, got {len(whom[2])} histories")
     return whom
@@ -101,7 +125,9 @@ def one_person(model: Recommender, user, history) -> tuple:
 
 def _first(model: Recommender, user, history, k: int) -> list:
     "Ids of the items that the model recommends"
-    return model.recommend(None if user is None else [user], history=history, k=k).item_id.tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `one_person` has said what is unknown
+        return model.recommend(user, history=history, k=k).item_id.tolist()
 
 # %% ../../nbs/60_explain/21_explain.ipynb #ba846ea1
 def explain_list(
@@ -117,7 +143,9 @@ def explain_list(
     "Why each item of a list stands there, in one batch"
     check_k(k)
     codes, names, mine = one_person(model, user, history)
-    items = _first(model, user, history, k) if items is None else list(items)
+    items = _first(model, user, history, k) if items is None else _as_list("items", items)
+    if not items:
+        raise ValueError("items is empty: nothing to explain; None takes what the model recommends")
     targets = np.array([item_code(model.item_ids, i) for i in items])
     rows, start = np.zeros(len(targets), np.int64), time.perf_counter()
     many: Histories = mine.take(rows)

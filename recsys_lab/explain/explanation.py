@@ -40,6 +40,7 @@ class Explanation:
     seconds: float = math.nan  # What it cost
     warning: str = ""  # What to know before believing it
     shown: int = 10  # Reasons drawn; all are kept
+    signed: bool = True  # Do the signs say for and against? False: the numbers only order
 
     def __post_init__(self):
         _check_parts(self.parts)
@@ -108,12 +109,20 @@ def sentence(
     "One sentence, every number of which stands in `parts`"
     what, rows = self.title or str(self.item), self.top(k)
     if not rows.contribution.any():
-        return f"{what}: nothing in the input explains the score {number(self.score, 3)}."
+        said = self.warning or f"nothing in the input explains the score {number(self.score, 3)}"
+        return f"{what}: {said}."
     if self.instead is not None:
         other = self.instead_title or self.instead
         return f"Without {_named(rows)}, {other} would stand where {what} stands."
+    if not self.signed:
+        return f"{what}: {self.method} puts first {_named(rows)}."
     said = "; ".join(_speaks(rows, "for") + _speaks(rows, "against"))
     return f"{what} has the score {number(self.score, 3)}: {said}."
+
+
+@patch
+def __str__(self: Explanation) -> str:
+    return f"{self.sentence()}{f' Beware: {self.warning}.' if self.warning else ''}"
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #fdc49ff6
 @patch

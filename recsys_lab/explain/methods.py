@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'Method', 'methods_for', 'method_for', 'Attribution', 'att
 # %% ../../nbs/60_explain/20_methods.ipynb #365ed8c4
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Method:
     serves: Callable = lambda model: True  # Can it explain this model?
     additive: bool = False  # Do base and contributions add up to the score?
     warning: str = ""  # What to know before believing it
+    signed: bool = True  # Do its signs say for and against?
 
 # %% ../../nbs/60_explain/20_methods.ipynb #4fc7e098
 def _knows_genres(model: Recommender) -> bool:
@@ -63,13 +65,14 @@ def _has_attention(model: Recommender) -> bool:
     return attention_maps.dispatch(type(model)) is not attention_maps.dispatch(Recommender)
 
 # %% ../../nbs/60_explain/20_methods.ipynb #03aedbd3
-_SLOW = "one explanation at a time; an item of a group shows the group's share"
+_DRAWN = "orders are drawn: with another seed near reasons may change places"
+_SLOW = f"{_DRAWN}; one explanation at a time, seconds at first"
 _HIDDEN = "what two items say together is given to neither"
 _TWICE = "what two items say together is given to both"
 _SLOPE = "a slope at the whole history; it does not say what happens far from it"
-_LINE = "look at its R² and at a second seed first"
+_LINE = "parts are drawn: look at its R² and at a second seed first"
 _MASK = (
-    "a mask from a network trained on this model: it has no sign and no unit, and says what belongs "
+    "a mask from a network that is trained anew at each call: no sign, no unit; it says what belongs "
     "to the reason, not in which order"
 )
 _BLIND = "does not look at the model; it is here to be beaten"
@@ -78,21 +81,30 @@ _BLIND = "does not look at the model; it is here to be beaten"
 METHODS = {
     "exact": Method("exact sum", "exact", exact, is_linear, True),
     "ig": Method("integrated gradients", "gradient", integrated_gradients, _has_gates, True),
-    "shapley": Method("Shapley values, by removal", "removal", shapley, additive=True),
+    "shapley": Method(
+        "Shapley values, by removal", "removal", shapley, additive=True, warning=_DRAWN
+    ),
     "shap": Method("SHAP library", "removal", shap_history, additive=True, warning=_SLOW),
-    "gate-shapley": Method("Shapley values of gates", "gradient", gate_shapley, _has_gates, True),
+    "gate-shapley": Method(
+        "Shapley values of gates", "gradient", gate_shapley, _has_gates, True, _DRAWN
+    ),
     "loo": Method("leave one out", "removal", loo, warning=_HIDDEN),
     "loi": Method("leave one in", "removal", loi, warning=_TWICE),
     "ablation": Method("gate ablation", "gradient", feature_ablation, _has_gates, warning=_HIDDEN),
     "gradient": Method("gate × gradient", "gradient", input_x_gradient, _has_gates, warning=_SLOPE),
     "lime": Method("local line (LIME)", "surrogate", lime, warning=_LINE),
-    "lxr": Method("learned mask (LXR)", "surrogate", lxr, _has_gates, warning=_MASK),
-    "attention": Method("attention", "attention", attention, _has_attention, warning=WARNING),
-    "rollout": Method("attention rollout", "attention", rollout, _has_attention, warning=WARNING),
+    "lxr": Method("learned mask (LXR)", "surrogate", lxr, _has_gates, False, _MASK, False),
+    "attention": Method("attention", "attention", attention, _has_attention, False, WARNING, False),
+    "rollout": Method(
+        "attention rollout", "attention", rollout, _has_attention, False, WARNING, False
+    ),
 }
 
 # %% ../../nbs/60_explain/20_methods.ipynb #66e06430
-METHODS |= {key: Method(key, "baseline", run, warning=_BLIND) for key, run in BASELINES.items()}
+METHODS |= {
+    key: Method(key, "baseline", run, warning=_BLIND, signed=False)
+    for key, run in BASELINES.items()
+}
 METHODS["genre"] = replace(METHODS["genre"], serves=_knows_genres)
 
 # %% ../../nbs/60_explain/20_methods.ipynb #726509a9
@@ -118,6 +130,17 @@ def method_for(
     return name
 
 # %% ../../nbs/60_explain/20_methods.ipynb #4abe5466
+def _check_options(run: Callable, name: str, options: dict):
+    "Refuse an option that the method does not take, with the nearest that it does"
+    takes = list(signature(run).parameters.values())[3:]
+    if any(p.kind is p.VAR_KEYWORD for p in takes):
+        return  # What it hands on checks them
+    for option in options:
+        if option not in [p.name for p in takes]:
+            nearest = did_you_mean(option, [p.name for p in takes])
+            raise TypeError(f"{name!r} takes no {option!r}; {nearest}")
+
+# %% ../../nbs/60_explain/20_methods.ipynb #0f752ede
 @dataclass(frozen=True)
 class Attribution:
     "Contributions of a batch of histories to one item each"
@@ -139,4 +162,5 @@ def attribute(
     name = method_for(model, method)
     one, targets = METHODS[name], np.asarray(targets, np.int64)
     score, base = (f(model, histories, targets) for f in (target_scores, base_scores))
+    _check_options(one.run, name, options)
     return Attribution(one.run(model, histories, targets, **options), base, score, name)
