@@ -13,8 +13,8 @@ from recsys_lab.models.checker import check_recommender
 from recsys_lab.models.registry import make_model, model_class
 
 ROOT = Path(__file__).resolve().parents[1]
-MULTVAE = {"dim": 8, "hidden": 32, "epochs": 40, "lr": 0.02, "anneal": 20}
-NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 40, "lr": 0.03, "batch_size": 256}
+MULTVAE = {"dim": 8, "hidden": 32, "epochs": 16, "lr": 0.02, "anneal": 20}
+NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 16, "lr": 0.03, "batch_size": 256}
 CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
 RATINGS = {"dim": 2, "lr": 0.05, "batch_size": 256, "epochs": 40, "reg": 0.1}
 SASREC = {"dim": 16, "window": 16, "blocks": 1, "inner": 32, "dropout": 0.0, "lr": 0.01}
@@ -23,8 +23,8 @@ SMALL = {
     "popularity-7d": {},
     "popularity-decay": {},
     "content-bm25": {},
-    "mf-ccl": {"dim": 8, "epochs": 60, "lr": 0.05, "weight": 5.0},
-    "xsimgcl-sgl": {"dim": 8, "layers": 2, "epochs": 60, "lr": 0.05},
+    "mf-ccl": {"dim": 8, "epochs": 30, "lr": 0.05, "weight": 5.0},
+    "xsimgcl-sgl": {"dim": 8, "layers": 2, "epochs": 20, "lr": 0.05},
     "gfcf-bspm": {"factors": 2},
     "multvae-dae": MULTVAE,
     "neumf-gmf": NEUMF,
@@ -43,10 +43,10 @@ SMALL = {
         "use": "treatment",
         "share": 0.5,
     },
-    "bprmf-popular": {"dim": 8, "epochs": 60, "lr": 0.05},
-    "ipsbpr-user": {"dim": 8, "epochs": 60, "lr": 0.05},
-    "ipsbpr-mse": {"dim": 8, "epochs": 60, "lr": 0.05},
-    "pda-wanted": {"dim": 8, "epochs": 60, "lr": 0.05},
+    "bprmf-popular": {"dim": 8, "epochs": 30, "lr": 0.05},
+    "ipsbpr-user": {"dim": 8, "epochs": 30, "lr": 0.05},
+    "ipsbpr-mse": {"dim": 8, "epochs": 30, "lr": 0.05},
+    "pda-wanted": {"dim": 8, "epochs": 30, "lr": 0.05},
     "posthoc-calibrated": {"model": {"model": "ease", "lam": 1.0}},
     "posthoc-ease": {"model": {"model": "ease", "lam": 1.0}},
     "posthoc-mf": {"model": {"model": "mf", "dim": 8, "epochs": 60, "lr": 0.05}},

@@ -249,13 +249,16 @@ def wait_for(condition, seconds: float, what: str):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes by their folder")
 def test_kill_9_in_the_middle(project):
-    "A clone whose run is killed while a model trains, and run again, ends with the very same files"
+    """A clone whose run is killed while a model trains, and run again, ends with the very same files
+
+    The models and what is made of them; studies that train nothing of `run:` have nothing to resume."""
     clone = project.parent / "second"
     run(project, "git", "clone", "-q", str(project), str(clone))
     copy_data(clone)
     lock = (clone / "dvc.lock").read_text()
+    trained = ["dvc", "repro", "leaderboard", "summary"]
     repro = subprocess.Popen(
-        ["dvc", "repro"],
+        trained,
         cwd=clone,
         env=environment(clone),
         stdout=subprocess.DEVNULL,
@@ -271,6 +274,6 @@ def test_kill_9_in_the_middle(project):
         repro.send_signal(signal.SIGKILL)
         repro.wait()
     wait_for(lambda: not alive(clone), 20, f"still working: {alive(clone)}")
-    run(clone, "dvc", "repro")
+    run(clone, *trained)
     assert (clone / "dvc.lock").read_text() == lock
     assert run(clone, "git", "status", "--porcelain") == ""
