@@ -149,6 +149,20 @@ def _item(why: Explanation) -> Evidence:
     return Evidence(f"“{spoken(name)}”", name, "title" if why.title else "item")
 
 # %% ../../nbs/60_explain/45_sentences.ipynb #88d9a405
+def _against(rows: list[dict], long: bool = False) -> Sentence:
+    "What speaks against the item"
+    verb = " speaks against it." if len(rows) == 1 else " speak against it."
+    return Sentence((*_each(rows, long), verb))
+
+
+def _put_first(why: Explanation, kind: str, k: int, long: bool) -> list[Sentence]:
+    "What a method puts first, where its numbers have no sign"
+    rows = sorted(_rows(why, kind), key=lambda r: -r["contribution"])
+    rows = [r for r in rows if r["contribution"]][:k]
+    method = Evidence(why.method, why.method, "method")
+    return [Sentence(("the method ", method, " puts first: ", *_each(rows), "."))] if rows else []
+
+# %% ../../nbs/60_explain/45_sentences.ipynb #670c5fac
 def _said_of(why: Explanation, kind: str, k: int, long: bool) -> list[Sentence]:
     "For and against, for an additive explanation"
     rows, took = _rows(why, kind), "because you took " if kind == "history" else "because of "
@@ -162,18 +176,20 @@ def _said_of(why: Explanation, kind: str, k: int, long: bool) -> list[Sentence]:
             pieces += [", ", share, " of the weight of ", all_of]
         out.append(Sentence((*pieces, ".")))
     if bad and (long or shares[1] >= AGAINST):
-        verb = " speaks against it." if len(bad) == 1 else " speak against it."
-        out.append(Sentence((*_each(bad, long), verb)))
+        out.append(_against(bad, long))
     return out
 
 # %% ../../nbs/60_explain/45_sentences.ipynb #e6edf00a
 def _goes_with(why: Explanation, kind: str, k: int, long: bool) -> list[Sentence]:
     "What goes together, where no share of the score can be claimed"
-    rows = _rows(why, kind)[:k]
-    out = [
-        Sentence(("it goes with ", *_each(rows), ", which you took." if kind == "history" else "."))
-    ]
-    for row in [r for r in rows if "both" in r] if long else ():
+    rows = _rows(why, kind)
+    good, bad = ([r for r in rows if r["contribution"] * s > 0][:k] for s in (1, -1))
+    end, out = ", which you took." if kind == "history" else ".", []
+    if good:
+        out.append(Sentence(("it goes with ", *_each(good), end)))
+    if bad and (long or not good):
+        out.append(_against(bad))
+    for row in [r for r in good if "both" in r] if long else ():
         both = Evidence(
             many(row["both"], "person", "people"), int(row["both"]), "parts.both", row["row"]
         )
@@ -253,6 +269,8 @@ def _kind(why: Explanation, kind: str, titles: Mapping, k: int, long: bool) -> l
         return _of_removed(why, titles, long)
     if kind in ("neighbour", "path"):
         return (_of_neighbours if kind == "neighbour" else _of_paths)(why, k, long)
+    if not why.signed:
+        return _put_first(why, kind, k, long)
     return (_said_of if why.additive else _goes_with)(why, kind, k, long)
 
 # %% ../../nbs/60_explain/45_sentences.ipynb #4fec74be
@@ -271,7 +289,7 @@ def sentences(
         out.append(Sentence((_item(why), " has the score ", score, ".")))
     for kind in [kind for kind in KINDS if (why.parts.kind == kind).any()]:
         out += _kind(why, kind, dict(titles if titles is not None else {}), k, long)
-    if not len(why):
+    if not why.parts.contribution.any():
         out.append(Sentence(("nothing in the input explains ", _item(why), ".")))
     if long and why.warning:
         out.append(Sentence(("beware: ", Evidence(why.warning, why.warning, "warning"), ".")))
