@@ -15,12 +15,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy.stats import rankdata
 
 from ..core.display import interval, table_html
+from ..data.interactions import Histories
 from ..evaluation.intervals import bootstrap
+from .explain import one_person
+from .stability import alike
 from ..models.base import Recommender
-from ..models.lists import item_code, people
+from ..models.lists import item_code
 
 # %% ../../nbs/60_explain/66_reasons.ipynb #e592557d
 @dataclass(eq=False, repr=False)
@@ -65,9 +67,9 @@ def reasons_compared(
     for name, (model, _) in explainers.items():
         if not np.array_equal(model.item_ids, first.item_ids):
             raise ValueError(f"{name!r} knows other items; fit all models on one data set")
-    _, _, h = people(first, [user] if history is None else None, history)
-    if len(h) != 1 or not len(h.items):
-        raise ValueError(f"{len(h)} histories with {len(h.items)} known items; give one person")
+    _, _, h = one_person(first, user, history)
+    if not len(h.items):
+        raise ValueError("the history has no known item, so nothing in it can be a reason")
     targets = np.array([item_code(first.item_ids, i) for i in items], np.int64)
     many, shape = h.take(np.zeros(len(items), np.int64)), (len(items), len(h.items))
     values = {}
@@ -83,18 +85,6 @@ def _titles(model: Recommender) -> dict:
     known = table is not None and "title" in table
     return dict(zip(table.item_id, table.title, strict=True)) if known else {}
 
-# %% ../../nbs/60_explain/66_reasons.ipynb #3e4690b5
-def _agreed(x: np.ndarray, y: np.ndarray, k: int) -> dict:  # Metric -> shape (n,)
-    "Rank correlation and overlap of the strongest, row by row"
-    some = (np.ptp(x, axis=1) > 0) & (np.ptp(y, axis=1) > 0)
-    first, second = (np.argsort(-v, 1, kind="stable")[:, :k] for v in (x, y))
-    both = (first[:, :, None] == second[:, None]).any(2).mean(1)
-    a, b = (rankdata(v, axis=1) for v in (x, y))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    spread = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    link = np.divide((a * b).sum(1), spread, out=np.full(len(x), np.nan), where=some)
-    return {"rank correlation": link, f"overlap of {k}": np.where(some, both, np.nan)}
-
 # %% ../../nbs/60_explain/66_reasons.ipynb #8053b359
 @patch
 def agreement(
@@ -102,16 +92,25 @@ def agreement(
     k: int = 3,  # Strongest reasons that are compared
 ) -> pd.DataFrame:  # a, b, metric (rank correlation, overlap), value, low, high, n: items
     "How far each two agree on the reasons; NaN where one gives none"
-    parts = {}
+    if len(self.values) < 2:
+        raise ValueError(f"need two explainers to compare, got {list(self.values)}")
+    n, parts = len(self.history), {}
+    h = Histories.from_lists([np.arange(n)] * len(self.items))
     for a, b in combinations(self.values, 2):
-        parts[a, b] = bootstrap(pd.DataFrame(_agreed(self.values[a], self.values[b], k)))
+        found = alike(self.values[a].ravel(), self.values[b].ravel(), h, k)
+        found = found.set_axis(["user_id", "rank correlation", f"overlap of {k}"], axis=1)
+        known = found["rank correlation"].notna()
+        parts[a, b] = bootstrap(found.drop(columns="user_id").where(known))
     return pd.concat(parts, names=["a", "b"]).reset_index(["a", "b"]).reset_index(drop=True)
 
 # %% ../../nbs/60_explain/66_reasons.ipynb #64a9c518
 @patch
 def _repr_html_(self: Reasons) -> str:
     "The strongest reasons side by side, and the agreement"
+    top = table_html(self.top(), "the three strongest reasons")
+    if len(self.values) < 2:
+        return top
     rows, chance = self.agreement(), min(1.0, 3 / len(self.history))
     said = [interval(r.value, r.low, r.high, 2) for r in rows.itertuples()]
     shown = {"a": rows.a, "b": rows.b, "metric": rows.metric, "agreement": said}
-    return f"{table_html(self.top(), 'the three strongest reasons')}{table_html(shown, f'mean over the items; overlap by chance {chance:.2f}')}"
+    return f"{top}{table_html(shown, f'mean over the items; overlap by chance {chance:.2f}')}"
