@@ -1,4 +1,4 @@
-"""Where methods agree, any of them will do, and the cheapest is the one to use. Where they do not, at most one is right.
+"""Where methods agree, any of them will do, and the cheapest is the one to use. Where they do not, they answer different questions, or one is unfaithful; fidelity tells which.
 
 Docs: https://recsys-lab.github.io/recsys_lab/60_explain/agreement.html.md"""
 

@@ -1,4 +1,4 @@
-"""Train the model once more, or leave one film out: reasons that change with that were not reasons.
+"""Train the model once more, or leave one film out: reasons that change with that should not be shown as facts about the film.
 
 Docs: https://recsys-lab.github.io/recsys_lab/60_explain/stability.html.md"""
 
