@@ -1,4 +1,4 @@
-"""Over all users: how much of what a model orders is how popular the films are, how new, how like the history? A model of popularity must come out as nothing else, or the measure is wrong.
+"""Over all users: how much of what a model orders is how popular the films are, how new, how like the history? A mixture that we made ourselves must come out as what we put in, or the measure is wrong.
 
 Docs: https://recsys-lab.github.io/recsys_lab/60_explain/drivers.html.md"""
 
@@ -210,7 +210,7 @@ def proportional(
     values: np.ndarray,  # As for `shapley`
     least: float = 1e-9,  # What counts as nothing
 ) -> np.ndarray:  # Shape (n, g); rows add up to the value of the whole set
-    "Shares that are nothing for a group which adds nothing"
+    "Shares that are nothing for a group which adds nothing (PMVD, Feldman 2005)"
     every = values.shape[1] - 1
     g, P = every.bit_length(), np.ones_like(values)
     for code in range(1, every + 1):
@@ -240,12 +240,15 @@ class Drivers(Table):
         return shown, f"means over {int(self.n.max()):,} users; R² of ranks within a user"
 
     def sentence(self, model: str = "the model", least: float = 0.005) -> str:
-        "What explains how much of the order, largest first"
-        rows = self[self.measure == "share"].set_index("feature").value
-        parts = rows.drop("all together").sort_values(ascending=False)
-        said = [f"{f.replace('_', ' ')} explains {v:.0%}" for f, v in parts.items() if v >= least]
-        rest = f"{max(0.0, 1 - rows['all together']):.0%} is none of these"
-        return f"Of what {model} orders, {', '.join(said)}; {rest}."
+        "What explains how much of the order, largest first, with intervals over users"
+        rows = self[self.measure == "share"].set_index("feature")[["value", "low", "high"]]
+        percent = lambda *v: f"{interval(*(100 * x for x in v), 1)} %"
+        parts = rows.drop("all together").sort_values("value", ascending=False)
+        parts = parts[parts.value >= least].T
+        said = [f"{f.replace('_', ' ')} explains {percent(*r)}" for f, r in parts.items()]
+        value, low, high = rows.loc["all together"]
+        said.append(f"{percent(1 - value, 1 - high, 1 - low)} is none of these")
+        return f"Of what {model} orders, {'; '.join(said)}."
 
 # %% ../../nbs/60_explain/65_drivers.ipynb #db691d02
 def _grouped(pairs: Pairs, groups: dict | None) -> dict[str, list[int]]:

@@ -29,7 +29,7 @@ from ..models.lists import item_code
 RELATIONS = {
     "film.film.directed_by": "director", "film.film.written_by": "writer",
     "film.film.actor": "actor", "film.film.produced_by": "producer",
-    "film.film.cinematography": "camera", "film.film.production_companies": "studio",
+    "film.film.cinematography": "cinematographer", "film.film.production_companies": "studio",
     "film.film.genre": "genre", "film.film.subjects": "subject",
     "film.film.award_nomination": "nomination", "film.film.award_won": "prize",
     "film.film.rating": "age rating", "film.film.country": "country",
