@@ -37,7 +37,7 @@ _ASKED = {"prompt": TEXT, "max_tokens": COUNT, "temperature": HEAT}
 
 # %% ../../nbs/00_core/06_language.ipynb #9e87d6e9
 class Provider:
-    "A language model; a subclass has `_complete`"
+    "A language model; a subclass has `_complete(prompt, system, max_tokens, temperature) -> str`"
 
     def complete(
         self,
@@ -51,9 +51,6 @@ class Provider:
         asked = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
         check_settings(asked, _ASKED)
         return self._complete(prompt, system, max_tokens, temperature)
-
-    def _complete(self, prompt: str, system: str, max_tokens: int, temperature: float) -> str:
-        raise NotImplementedError(f"{type(self).__name__} has no _complete")
 
 # %% ../../nbs/00_core/06_language.ipynb #8577db02
 class Scripted(Provider):

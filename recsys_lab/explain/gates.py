@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.interactions import Histories
 from .linear import exact
-from .subsets import _check_targets, target_scores
+from .subsets import _check_targets, has_plain_fold, target_scores
 from ..models.base import Recommender, Unsupported
 from ..models.content import Content
 from ..models.factors import FactorRecommender, blocks_by_length, padded
@@ -80,7 +80,7 @@ def _(model: Recommender):
 # %% ../../nbs/60_explain/05_gates.ipynb #af512166
 @gated.register
 def _(model: FactorRecommender):
-    if type(model)._fold is not FactorRecommender._fold:
+    if not has_plain_fold(model):
         return gated.dispatch(Recommender)(model)
     V = torch.as_tensor(np.asarray(model.V)).double()
     alpha, reg, eye = model.fold_alpha, model.fold_reg, torch.eye(V.shape[1], dtype=V.dtype)
