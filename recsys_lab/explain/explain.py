@@ -17,6 +17,7 @@ import pandas as pd
 from ..data.interactions import Histories
 from .explanation import Explanation
 from .methods import METHODS, Attribution, attribute
+from .removal import ENOUGH, half_width
 from ..models.base import Recommender
 from ..models.lists import _as_list, check_k, item_code, people
 
@@ -33,14 +34,15 @@ def titles_of(
     return table["title"].reindex(ids).fillna("").astype(str).tolist()
 
 
-def _reasons(model: Recommender, items: np.ndarray, values: np.ndarray) -> pd.DataFrame:
+def _reasons(model: Recommender, items: np.ndarray, values: np.ndarray, draws) -> pd.DataFrame:
     "The parts of an explanation, an item a row, in the order of the history"
-    rows = pd.DataFrame({"code": items, "contribution": values})
-    rows = rows.groupby("code", sort=False, as_index=False).contribution.sum()
-    names, titles = model.item_ids[rows.code], titles_of(model, rows.code)
-    return pd.DataFrame(
-        {"kind": "history", "name": names, "title": titles, "contribution": rows.contribution}
-    )
+    summed = lambda v: pd.DataFrame(v).groupby(items, sort=False).sum()
+    each = summed(values)
+    rows = {"kind": "history", "name": model.item_ids[each.index]}
+    rows |= {"title": titles_of(model, each.index), "contribution": each[0].to_numpy()}
+    if draws is not None and len(draws) >= ENOUGH:
+        rows["error"] = half_width(summed(draws.T).to_numpy().T)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/60_explain/21_explain.ipynb #c607454d
 def _of_history(model: Recommender, mine: np.ndarray, code: int) -> list[str]:
@@ -75,10 +77,11 @@ def _explanation(model, whom: tuple, code: int, told: Attribution, i: int, **mor
     part = slice(*histories.offsets[i : i + 2])
     user = None if codes is None else int(codes[i])
     method, score, mine = METHODS[told.method], float(told.score[i]), histories.items[part]
+    draws = None if told.draws is None else told.draws[:, part]
     return Explanation(
         model.item_ids[code],
         score,
-        _reasons(model, mine, told.values[part]),
+        _reasons(model, mine, told.values[part], draws),
         told.method,
         model=model.key,
         user=None if user is None else names[i],

@@ -29,7 +29,7 @@ from .history_shap import shap_history
 from .lime import lime
 from .linear import exact, is_linear
 from .lxr import lxr
-from .removal import base_scores, loi, loo, shapley
+from .removal import base_scores, loi, loo, shapley, shapley_samples
 from .subsets import has_plain_fold, target_scores
 from ..models.base import Recommender, Unsupported
 from ..models.factors import FactorRecommender
@@ -46,6 +46,9 @@ class Method:
     additive: bool = False  # Do base and contributions add up to the score?
     warning: str = ""  # What to know before believing it
     signed: bool = True  # Do its signs say for and against?
+    draws: Callable | None = (
+        None  # As `run`, but every draw, (permutations, total); `run` is the mean
+    )
 
 # %% ../../nbs/60_explain/20_methods.ipynb #4fc7e098
 def _knows_genres(model: Recommender) -> bool:
@@ -100,6 +103,9 @@ METHODS = {
     ),
 }
 
+# %% ../../nbs/60_explain/20_methods.ipynb #4fd96c10
+METHODS["shapley"] = replace(METHODS["shapley"], draws=shapley_samples)
+
 # %% ../../nbs/60_explain/20_methods.ipynb #66e06430
 METHODS |= {
     key: Method(key, "baseline", run, warning=_BLIND, signed=False)
@@ -149,6 +155,7 @@ class Attribution:
     base: np.ndarray  # Score when nothing of the history counts, shape (n,)
     score: np.ndarray  # Of the item asked about, shape (n,)
     method: str
+    draws: np.ndarray | None = None  # Of a method that shows them, (permutations, total)
 
 
 def attribute(
@@ -161,6 +168,9 @@ def attribute(
     "Contributions by the method of that name"
     name = method_for(model, method)
     one, targets = METHODS[name], np.asarray(targets, np.int64)
-    score, base = (f(model, histories, targets) for f in (target_scores, base_scores))
     _check_options(one.run, name, options)
-    return Attribution(one.run(model, histories, targets, **options), base, score, name)
+    score, base = (f(model, histories, targets) for f in (target_scores, base_scores))
+    if one.draws is None:
+        return Attribution(one.run(model, histories, targets, **options), base, score, name)
+    draws = one.draws(model, histories, targets, **options)
+    return Attribution(draws.mean(0), base, score, name, draws)

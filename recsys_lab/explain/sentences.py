@@ -110,9 +110,10 @@ def _weight(why: Explanation) -> float:
 
 
 def _rows(why: Explanation, kind: str) -> list[dict]:
-    "Reasons of a kind, the weightiest first, each with its row in `parts`"
+    "Reasons of a kind that are told apart from 0, the weightiest first, each with its row in `parts`"
     rows = [row | {"row": i} for i, row in enumerate(why.parts.to_dict("records"))]
-    return sorted((r for r in rows if r["kind"] == kind), key=lambda r: -abs(r["contribution"]))
+    sure = [r for r, told in zip(rows, why.told_apart, strict=True) if told and r["kind"] == kind]
+    return sorted(sure, key=lambda r: -abs(r["contribution"]))
 
 
 def _sum(rows: list[dict]) -> float:
@@ -291,6 +292,9 @@ def sentences(
         out += _kind(why, kind, dict(titles if titles is not None else {}), k, long)
     if not why.parts.contribution.any():
         out.append(Sentence(("nothing in the input explains ", _item(why), ".")))
+    elif not why.told_apart.any():
+        of = Evidence(many(len(why), "reason"), len(why), "number of parts")
+        out.append(Sentence(("of ", of, " none is told apart from nothing for ", _item(why), ".")))
     if long and why.warning:
         out.append(Sentence(("beware: ", Evidence(why.warning, why.warning, "warning"), ".")))
     return Wording(" ".join(map(str, out)), tuple(out))
