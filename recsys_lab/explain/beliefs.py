@@ -22,6 +22,7 @@ from ..evaluation.beyond import diversity
 from ..evaluation.intervals import bootstrap
 from ..evaluation.metrics import topk
 from ..models.base import Recommender
+from ..models.lists import titles_of
 
 # %% ../../nbs/60_explain/58_beliefs.ipynb #5b7ca258
 def standardised(
@@ -123,20 +124,10 @@ def _groups(model: Recommender, made, least: int, most: int) -> pd.DataFrame:
     return pairs.join(each.groupby("kind").head(most)[["n"]], ["kind", "group"], how="inner")
 
 # %% ../../nbs/60_explain/58_beliefs.ipynb #c311f137
-def _titles(model: Recommender, codes: np.ndarray) -> list[str]:
-    "Titles of items, their ids where there is none"
-    ids = model.item_ids[codes]
-    if model.items is None or "title" not in model.items:
-        return [str(i) for i in ids]
-    table = model.items.drop_duplicates("item_id").set_index("item_id")["title"]
-    found = table.reindex(pd.Index(ids))
-    return found.where(found.notna(), [str(i) for i in ids]).astype(str).tolist()
-
-
 def _label(model: Recommender, codes: np.ndarray, role: str) -> str:
     "A person by the two films that most people took"
     best = codes[np.argsort(-model.popularity[codes], kind="stable")[:2]]
-    return f"{role} of {' and '.join(_titles(model, best))}"
+    return f"{role} of {' and '.join(titles_of(model, best, ids=True))}"
 
 # %% ../../nbs/60_explain/58_beliefs.ipynb #69a4cb04
 @dataclass(eq=False)
@@ -148,10 +139,6 @@ class Traits:
     member: sp.csr_matrix  # 1 where an item belongs to a group, shape (n_groups, n_items)
     average: np.ndarray  # Mean standardised score of those without the item, shape (n_items,)
     variety: np.ndarray  # Diversity in genres of the sampled users' lists of ten
-
-    def titles(self, codes: np.ndarray) -> list[str]:
-        "Titles of items, their ids where there is none"
-        return _titles(self.model, codes)
 
     def variety_of(self, codes: np.ndarray) -> float:  # From 0 to 1; NaN without genres
         "How little some items share genres"

@@ -18,7 +18,7 @@ from scipy.special import comb
 
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
-from .explain import titles_of
+from .explain import one_person
 from .explanation import Explanation
 from recsys_lab.explain.searches import (
     CELLS,
@@ -33,7 +33,7 @@ from recsys_lab.explain.searches import (
 from .subsets import keep, owner, target_scores
 from ..models.base import Recommender
 from ..models.factors import blocks_by_length, padded
-from ..models.lists import item_code, people
+from ..models.lists import item_code, titles_of
 
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #06d12187
 def _falls(q: Question, block: np.ndarray, limit: int):
@@ -205,23 +205,10 @@ def _beware(model: Recommender, row, n: int, limit: int, code) -> str:
             said.append(f"of the history folded in; the trained vector puts {other} first")
     return "; ".join(said)
 
-# %% ../../nbs/60_explain/30_counterfactual.ipynb #aa4a080d
-def _one(model: Recommender, user, history):
-    "Code and history of one person"
-    if user is None and history is None:
-        raise ValueError("give a user id or history=[item ids]")
-    code, _, histories = people(model, user, history)
-    if len(histories) != 1 or not len(histories.items):
-        raise ValueError(
-            f"{len(histories)} histories with {len(histories.items)} known items; give one with "
-            "at least one; `counterfactual_sets` takes many"
-        )
-    return code, histories
-
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #b577dfce
 def _check_first(model: Recommender, row, item, wanted):
     "Refuse to explain an item that is not first, and to want the one that is"
-    first = model.item_ids[row.item]
+    first = model.item_ids[[row.item]].tolist()[0]
     if item is not None and item_code(model.item_ids, item) != row.item:
         raise ValueError(
             f"item {item!r} is not first, {first!r} is: there is no place to lose; "
@@ -246,8 +233,7 @@ def counterfactual(
 ) -> Explanation:  # Parts of kind "removed"; none, and a warning, if no set was found
     "What would have to be taken away for another item to be first"
     start = time.perf_counter()
-    model._need_fit()
-    code, histories = _one(model, user, history)
+    code, _, histories = one_person(model, user, history, least=1)
     given = options if wanted is None else options | {"wanted": [item_code(model.item_ids, wanted)]}
     row = next(counterfactual_sets(model, histories, search, limit, **given).itertuples())
     _check_first(model, row, item, wanted)

@@ -54,14 +54,17 @@ class Explanation:
 
     def __post_init__(self):
         _check_parts(self.parts)
-
-    def __len__(self):
-        return len(self.parts)
+        self.item, self.user, self.instead = map(_plain, (self.item, self.user, self.instead))
 
     def __repr__(self):
-        return f"Explanation({self.method} of {self.title or self.item}, {len(self)} reasons)"
+        return f"Explanation({self.method} of {self.title or self.item}, {len(self.parts)} reasons)"
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #1298bc1d
+def _plain(value):
+    "A number of Python, not of numpy"
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _check_parts(parts: pd.DataFrame):
     "Refuse reasons without their four columns, of an unknown kind or without a number"
     if lacking := {"kind", "name", "title", "contribution"} - set(parts):
@@ -80,6 +83,12 @@ def _refuse(wrong: np.ndarray, what: str):
         raise ValueError(f"parts: {wrong.sum()} of {len(wrong)} {what}, first in row {first}")
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #124a31bd
+@patch
+def __len__(self: Explanation) -> int:
+    "How many reasons there are"
+    return len(self.parts)
+
+
 @patch(as_prop=True)
 def told_apart(self: Explanation) -> np.ndarray:  # bool, a value a reason
     "Which reasons are farther from 0 than their error; all where nothing was drawn"
@@ -154,11 +163,10 @@ def __str__(self: Explanation) -> str:
 @patch
 def to_dict(self: Explanation) -> dict:
     "Plain values: what JSON can hold"
-    plain = lambda v: v.item() if isinstance(v, np.generic) else v
-    out = {k: plain(v) for k, v in vars(self).items() if k != "parts"}
+    out = {k: _plain(v) for k, v in vars(self).items() if k != "parts"}
     out["seconds"] = None if math.isnan(self.seconds) else self.seconds
     rows = self.parts.to_dict("records")
-    return out | {"parts": [{k: plain(v) for k, v in row.items()} for row in rows]}
+    return out | {"parts": [{k: _plain(v) for k, v in row.items()} for row in rows]}
 
 
 @patch

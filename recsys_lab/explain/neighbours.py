@@ -18,11 +18,11 @@ import scipy.sparse as sp
 from ..core.settings import COUNT, check_settings
 from ..data.interactions import Histories
 from .baselines import cosine_values, together
-from .explain import one_person, titles_of
+from .explain import asked_item, one_person
 from .explanation import Explanation
 from .subsets import _check_targets, target_scores
 from ..models.base import Recommender
-from ..models.lists import item_code
+from ..models.lists import titles_of
 from ..models.userknn import UserKNN, nearest_users
 
 # %% ../../nbs/60_explain/40_neighbours.ipynb #76fba9d6
@@ -85,7 +85,7 @@ PEOPLE = "people near the history who took the item: the data say this, the mode
 def explain_neighbours(
     model: Recommender,  # Fitted
     user=None,  # Id of a user of the training data
-    item=None,  # Item id
+    item=None,  # Item id; None: what the model recommends first
     *,
     history=None,  # Item ids of one person, instead of a user
     people: int = 100,  # As in `near`
@@ -94,11 +94,11 @@ def explain_neighbours(
 ) -> Explanation:  # Exact for UserKNN, a description for any other model
     "Who is near and took the item"
     start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
-    target = np.array([item_code(model.item_ids, item)])
+    target = np.array([asked_item(model, user, history, item)])
     weight = neighbour_parts(model, mine, target, people)
     rows, exact = _neighbours(model, mine, weight, ids, noun), isinstance(model, UserKNN)
     return Explanation(
-        item, float(target_scores(model, mine, target)[0]), rows, "neighbours", model.key,
+        model.item_ids[target[0]], float(target_scores(model, mine, target)[0]), rows, "neighbours", model.key,
         None if codes is None else names[0], titles_of(model, target)[0], additive=exact,
         warning="" if exact else PEOPLE, seconds=time.perf_counter() - start,
     )  # fmt: skip
@@ -110,13 +110,13 @@ ALONG = "taken by the same people: the data say this, the model was not asked"
 def explain_similar(
     model: Recommender,  # Fitted
     user=None,  # Id of a user of the training data
-    item=None,  # Item id
+    item=None,  # Item id; None: what the model recommends first
     *,
     history=None,  # Item ids of one person, instead of a user
 ) -> Explanation:  # A description; parts have `both`: people who took the two
     "Items of the history that go with the item"
     start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
-    target = np.array([item_code(model.item_ids, item)])
+    target = np.array([asked_item(model, user, history, item)])
     score, films = target_scores(model, mine, target)[0], pd.unique(mine.items)
     mine = Histories.from_lists([films := films[films != target[0]]])
     X = model.histories.csr(model.n_items)
@@ -124,7 +124,7 @@ def explain_similar(
     rows = {"name": model.item_ids[films], "title": titles_of(model, films), "both": both}
     rows = pd.DataFrame(rows | {"contribution": cosine_values(model, mine, target)})
     return Explanation(
-        item, float(score), rows.assign(kind="history"), "similar", model.key,
+        model.item_ids[target[0]], float(score), rows.assign(kind="history"), "similar", model.key,
         None if codes is None else names[0], titles_of(model, target)[0], warning=ALONG,
         seconds=time.perf_counter() - start,
     )  # fmt: skip

@@ -18,12 +18,12 @@ import plotly.graph_objects as go
 import scipy.sparse as sp
 
 from ..core.display import PALETTE, escape, theme
-from .explain import one_person, titles_of
+from .explain import asked_item, one_person
 from .explanation import Explanation
 from .subsets import target_scores
 from ..models.base import Recommender, Unsupported
 from ..models.content import Content, item_terms
-from ..models.lists import item_code
+from ..models.lists import titles_of
 
 # %% ../../nbs/60_explain/41_paths.ipynb #ce56a9be
 RELATIONS = {
@@ -163,7 +163,7 @@ def explain_paths(
     model: Recommender,  # Fitted, with the item ids that the joints were made for
     joints: Joints,
     user=None,  # Id of a user of the training data
-    item=None,  # Item id
+    item=None,  # Item id; None: what the model recommends first
     *,
     history=None,  # Item ids of one person, instead of a user
     weight: str = "information",  # As in `joint_weights`
@@ -172,13 +172,13 @@ def explain_paths(
 ) -> Explanation:  # A description of the data; parts have relation, entity, count, start, step
     "Paths that lead from a history to an item"
     began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
-    code, w = item_code(model.item_ids, item), joint_weights(joints, weight)
+    code, w = asked_item(model, user, history, item), joint_weights(joints, weight)
     taken, mass = pd.unique(mine.items[mine.items != code]).astype(np.int64), joints.A @ w
     start, joint, _ = _steps(joints.A, joints.A, taken, code)
     value = 2 * w[joint] / (mass[start] + mass[code]).clip(1e-300) / max(1, len(taken))
     rows = _told(model, _gather(joints, start, joint, value).head(keep or len(start)), code, names)
     return Explanation(
-        item, float(target_scores(model, mine, [code])[0]), rows, "paths", model.key,
+        model.item_ids[code], float(target_scores(model, mine, [code])[0]), rows, "paths", model.key,
         None if codes is None else whom[0], titles_of(model, [code])[0], warning=IN_DATA,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
@@ -194,7 +194,7 @@ def _terms(model: Content) -> tuple[sp.csr_matrix, np.ndarray]:
 def explain_terms(
     model: Content,  # Fitted
     user=None,  # Id of a user of the training data
-    item=None,  # Item id
+    item=None,  # Item id; None: what the model recommends first
     *,
     history=None,  # Item ids of one person, instead of a user
 ) -> Explanation:  # Exact and additive; parts as in `explain_paths`
@@ -204,7 +204,7 @@ def explain_terms(
             f"{type(model).__name__} has no terms; `explain_paths` describes the data"
         )
     began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
-    code, (counts, terms) = item_code(model.item_ids, item), _terms(model)
+    code, (counts, terms) = asked_item(model, user, history, item), _terms(model)
     relation = [t.partition("=")[0] if "=" in t else "word" for t in terms]
     table = {"relation": relation, "entity": terms, "items": np.bincount(counts.indices)}
     taken = pd.unique(mine.items).astype(np.int64)
@@ -212,7 +212,7 @@ def explain_terms(
     rows = _gather(Joints(counts, pd.DataFrame(table)), *paths)
     plain = {t: t.partition("=")[2] or t for t in rows.entity}
     return Explanation(
-        item, float(target_scores(model, mine, [code])[0]), _told(model, rows, code, plain), "terms",
+        model.item_ids[code], float(target_scores(model, mine, [code])[0]), _told(model, rows, code, plain), "terms",
         model.key, None if codes is None else whom[0], titles_of(model, [code])[0], additive=True,
         seconds=time.perf_counter() - began,
     )  # fmt: skip

@@ -21,8 +21,9 @@ from ..core.display import Table, card, interval, interval_bar, number, table_ht
 from ..evaluation.metrics import topk
 from .beliefs import Traits, belief_table, lifts, traits_of
 from .edits import solved, wishes
+from .explain import one_person
 from ..models.base import Recommender
-from ..models.lists import Recommendations, check_k, people, titled
+from ..models.lists import Recommendations, check_k, titled, titles_of
 
 # %% ../../nbs/60_explain/60_profile.ipynb #b78cab46
 @dataclass(repr=False, eq=False)
@@ -69,11 +70,7 @@ def profile(
     traits = traits_of(model) if traits is None else traits
     if traits.model is not model:
         raise ValueError("these traits were measured for another model; make traits_of(model)")
-    if user is None and history is None:
-        raise ValueError("give a user or a history")
-    codes, _, given = people(model, None if user is None else [user], history)
-    if len(given) != 1 or not len(given.items):
-        raise ValueError(f"{len(given)} histories with {len(given.items)} known items; a profile needs one person with one item at least")  # fmt: skip
+    codes, _, given = one_person(model, user, history, least=1)
     scores = model.score(codes, given)[0].astype(np.float64)
     if np.ptp(scores) == 0:
         raise ValueError("the model scores all items alike: it believes nothing about this user")
@@ -154,7 +151,8 @@ def beside(
     "The list before and after the edits"
     before, after = self._top(k, 0.0), self._top(k)
     order = np.argsort(-np.where(self.free, self.scores, -np.inf), kind="stable")
-    place, named = np.empty(len(order), np.int64), self.traits.titles
+    place = np.empty(len(order), np.int64)
+    named = lambda codes: titles_of(self.traits.model, codes, ids=True)
     place[order] = np.arange(1, len(order) + 1)
     lost = self.scores[before] - self.scores[after]
     columns = np.arange(1, len(after) + 1), named(before), named(after), place[after], lost

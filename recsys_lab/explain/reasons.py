@@ -22,7 +22,7 @@ from ..evaluation.intervals import bootstrap
 from .explain import one_person
 from .stability import alike
 from ..models.base import Recommender
-from ..models.lists import item_code
+from ..models.lists import item_code, titles_of
 
 # %% ../../nbs/60_explain/66_reasons.ipynb #e592557d
 @dataclass(eq=False, repr=False)
@@ -32,7 +32,7 @@ class Reasons:
     items: list  # Ids explained
     history: list  # Ids of the history, oldest first
     values: dict[str, np.ndarray]  # Explainer -> contributions, shape (len(items), len(history))
-    titles: dict  # Id -> title, where it is known
+    titles: dict  # Id -> title
 
     def __repr__(self):
         return f"Reasons({len(self.items)} items, a history of {len(self.history)}, by {list(self.values)})"
@@ -67,23 +67,16 @@ def reasons_compared(
     for name, (model, _) in explainers.items():
         if not np.array_equal(model.item_ids, first.item_ids):
             raise ValueError(f"{name!r} knows other items; fit all models on one data set")
-    _, _, h = one_person(first, user, history)
-    if not len(h.items):
-        raise ValueError("the history has no known item, so nothing in it can be a reason")
+    _, _, h = one_person(first, user, history, least=1)
     targets = np.array([item_code(first.item_ids, i) for i in items], np.int64)
     many, shape = h.take(np.zeros(len(items), np.int64)), (len(items), len(h.items))
     values = {}
     for name, (model, method) in explainers.items():
         values[name] = np.asarray(method(model, many, targets), np.float64).reshape(shape)
     taken, asked = first.item_ids[h.items].tolist(), first.item_ids[targets].tolist()
-    return Reasons(asked, taken, values, _titles(first))
-
-# %% ../../nbs/60_explain/66_reasons.ipynb #e63038e5
-def _titles(model: Recommender) -> dict:
-    "Id -> title, where titles are known"
-    table = model.items
-    known = table is not None and "title" in table
-    return dict(zip(table.item_id, table.title, strict=True)) if known else {}
+    codes = np.append(h.items, targets)
+    named = dict(zip(taken + asked, titles_of(first, codes, ids=True), strict=True))
+    return Reasons(asked, taken, values, named)
 
 # %% ../../nbs/60_explain/66_reasons.ipynb #8053b359
 @patch
