@@ -66,6 +66,7 @@ RULES = {
 class NeuralRecommender(Recommender):
     "A recommender whose `_network`, `_batches` and `_loss` are trained by the learner"
 
+    _options, _rules = OPTIONS, RULES  # A family of models may add its own
     checkpoint: Path | None = None  # Folder to resume from
     log: Path | None = None  # File of JSON lines
     curve: list[dict] | None = None  # An epoch a row; None: not trained here but loaded
@@ -74,12 +75,12 @@ class NeuralRecommender(Recommender):
     def _set_options(self, given: dict):
         "Keep the training options, refusing unknown ones"
         for name in given:
-            if name not in OPTIONS:
+            if name not in self._options:
                 raise TypeError(
-                    f"{type(self).__name__}: no option {name!r}; {did_you_mean(name, OPTIONS)}"
+                    f"{type(self).__name__}: no option {name!r}; {did_you_mean(name, self._options)}"
                 )
-        self.given, self.options = dict(sorted(given.items())), OPTIONS | given
-        check_settings(self.options, RULES)
+        self.given, self.options = dict(sorted(given.items())), self._options | given
+        check_settings(self.options, self._rules)
         self._check_metric()
         self._check_settings()
 

@@ -23,7 +23,7 @@ def _check_arguments(where: str, given: dict, kind: type):
     takes = signature(kind).parameters.values()
     known = [p.name for p in takes if p.kind is not p.VAR_KEYWORD]
     if len(known) < len(takes):
-        known += import_module("recsys_lab.models.neural").OPTIONS
+        known += kind._options
     for name in given:
         if name not in known:
             raise ParamsError(f"{where}: no argument {name!r}; {did_you_mean(name, known)}")

@@ -8,21 +8,14 @@ Docs: https://recsys-lab.github.io/recsys_lab/40_models/sasrec.html.md"""
 __all__ = ['Block', 'Transformer', 'SASRec']
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #d5e6c6e7
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, SHARE, one_of
-from ..data.interactions import Histories
-from .base import cosine
-from .factors import padded
+from ..core.settings import COUNT, SHARE
 from .layers import Dropout, causal_attention
-from .neural import NeuralRecommender
-from ..training.batches import SequenceBatches
-from ..training.losses import full_cross_entropy, sampled_softmax
-from ..training.negatives import Negatives
+from .sequence import SequenceRecommender
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #fe1ca3cb
 class Block(nn.Module):
@@ -71,16 +64,14 @@ class Transformer(nn.Module):
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #af2ab9aa
 _RULES = {
-    "loss": one_of("ce", "sampled"),
-    **{n: COUNT for n in "dim heads window blocks inner negatives targets".split()},
-    **{n: SHARE for n in ("dropout", "attention_dropout", "smoothing")},
+    **{n: COUNT for n in "dim heads window blocks inner".split()},
+    **{n: SHARE for n in ("dropout", "attention_dropout")},
 }
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #ad01b27c
-class SASRec(NeuralRecommender):
+class SASRec(SequenceRecommender):
     "Self-attentive sequential recommendation"
 
-    uses_order = True
     _settings = _RULES
 
     def __init__(
@@ -92,13 +83,7 @@ class SASRec(NeuralRecommender):
         inner: int = 256,  # Width inside a block's network
         dropout: float = 0.2,
         attention_dropout: float = 0.0,  # Of attention weights; slower on a processor
-        loss: str = "ce",  # "ce" over all items or "sampled"
-        negatives: int = 256,  # Of the sampled loss, shared by a batch
-        smoothing: float = 0.0,  # Of the labels, for "ce"
-        half: bool = True,  # Logits of "ce" in bfloat16?
-        targets: int = 2048,  # Predictions in one update
-        stride: int | str | None = "window",  # Targets of a window; None: newest window only
-        **training,  # See `models.neural.OPTIONS`
+        **training,  # See `models.sequence.OBJECTIVE` and `models.neural.OPTIONS`
     ):
         store_attr(but="training")
         self._set_options(training)
@@ -107,58 +92,12 @@ class SASRec(NeuralRecommender):
 @patch
 def _check_settings(self: SASRec):
     "Refuse settings that cannot work, alone or together"
-    NeuralRecommender._check_settings(self)
-    if self.stride not in ("window", None, *range(1, self.window + 1)):
-        raise ValueError(
-            f"stride must be 'window', None or 1 to {self.window}, got {self.stride!r}"
-        )
+    SequenceRecommender._check_settings(self)
     if self.dim % self.heads:
         raise ValueError(f"dim must be a multiple of heads, got {self.dim} and {self.heads}")
 
-# %% ../../nbs/40_models/16_sasrec.ipynb #d1d07def
+
 @patch
 def _network(self: SASRec, train) -> Transformer:
     names = "dim window blocks heads inner dropout attention_dropout".split()
     return Transformer(self.n_items, **{n: getattr(self, n) for n in names})
-
-
-@patch
-def _batches(self: SASRec, train, device) -> SequenceBatches:
-    stride = self.window if self.stride == "window" else self.stride
-    self.sampler = Negatives(train, device=device)
-    return SequenceBatches(train.histories(), self.window, stride, self.targets, device=device)
-
-# %% ../../nbs/40_models/16_sasrec.ipynb #b452f21f
-@patch
-def _loss(self: SASRec, net: Transformer, batch) -> Tensor:
-    "Loss of all positions that count"
-    items, size, real, target = batch
-    h = net(items, size)[real]
-    if self.loss == "ce":
-        return full_cross_entropy(h, net.items.weight, target, self.smoothing, half=self.half)
-    drawn = self.sampler.draw(self.negatives)
-    return sampled_softmax(h, net.items.weight, target, drawn)
-
-# %% ../../nbs/40_models/16_sasrec.ipynb #a6fa7130
-@patch
-@torch.no_grad()
-def _score_histories(self: SASRec, histories: Histories, block: int = 256) -> np.ndarray:
-    "Product of the newest state with every item's vector"
-    device = self.net.items.weight.device
-    recent = histories.last(self.window)
-    length = np.diff(recent.offsets)
-    out = np.zeros((len(histories), self.n_items), np.float32)
-    order = np.argsort(length, kind="stable")
-    order = order[length[order] > 0]
-    for start in range(0, len(order), block):
-        rows = order[start : start + block]
-        items = torch.as_tensor(padded(recent.take(rows))[0], device=device).long()
-        size = torch.as_tensor(length[rows], device=device).long()
-        h = self.net(items, size)[torch.arange(len(rows), device=device), size - 1]
-        out[rows] = (h @ self.net.items.weight.T).float().cpu().numpy()
-    return out
-
-
-@patch
-def _item_similarity(self: SASRec, code: int) -> np.ndarray:
-    return cosine(self.net.items.weight.detach().cpu().numpy(), code)
