@@ -217,7 +217,7 @@ class SequenceBatches:
     ):
         if targets < 1 or pool < 1:
             raise ValueError(f"targets and pool must be at least 1, got {targets} and {pool}")
-        start, size, count = cut_windows(np.asarray(histories.offsets), window, stride)
+        start, size, count = self.windows(np.asarray(histories.offsets), window, stride)
         if not len(start):
             raise ValueError("no history has two items: there is nothing to predict")
         to = lambda x: torch.as_tensor(np.asarray(x), device=device).long()
@@ -225,24 +225,24 @@ class SequenceBatches:
         self.size, self.count = to(size), to(count)
         self.times = to(input_times(histories)) if timed else None
         self.n = max(1, min(round(count.sum() / targets), count.sum() // count.max()))
-        self.pool, self.window = pool, window
+        self.pool, self.longest = pool, int(size.max())
 
     def __len__(self):
         return int(self.n)
 
 # %% ../../nbs/30_training/02_batches.ipynb #055ff7b8
 @patch
-def epoch(self: SequenceBatches, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-    "One pass over all windows, in a new order"
+def shuffled(self: SequenceBatches, generator: torch.Generator) -> Iterator[Tensor]:
+    "The windows of each batch, all of them once, in a new order"
     device = self.start.device
     order = torch.randperm(len(self.start), generator=generator, device=device)
     pool = torch.arange(len(order), device=device) * len(self) // (len(order) * self.pool)
     size = self.size[order]
-    turned = torch.where(pool % 2 == 1, self.window - size, size)
-    order = order[torch.argsort(pool * (self.window + 1) + turned, stable=True)]
+    turned = torch.where(pool % 2 == 1, self.longest - size, size)
+    order = order[torch.argsort(pool * (self.longest + 1) + turned, stable=True)]
     groups = self.groups(order)
     for g in torch.randperm(len(groups), generator=generator, device=device).tolist():
-        yield self.batch(groups[g])
+        yield groups[g]
 
 # %% ../../nbs/30_training/02_batches.ipynb #f86276bc
 @patch
@@ -256,6 +256,25 @@ def groups(
     group = middle * len(self) // (2 * count.sum())
     return order.split(torch.bincount(group, minlength=len(self)).tolist())
 
+# %% ../../nbs/30_training/02_batches.ipynb #5f1a3f25
+@patch
+def windows(
+    self: SequenceBatches, *given
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # As of `cut_windows`
+    "What is read together; batches that hide items have the target among it"
+    return cut_windows(*given)
+
+
+@patch
+def rectangle(
+    self: SequenceBatches,
+    rows: Tensor,  # Windows, int64, shape (b,)
+) -> tuple[Tensor, Tensor, Tensor]:  # Index into `items` (b, L), sizes (b, 1), places (1, L)
+    "Where the inputs of some windows stand; padding on the right repeats the last one"
+    size = self.size[rows].unsqueeze(1)
+    place = torch.arange(int(size.max()), device=rows.device).unsqueeze(0)
+    return self.start[rows].unsqueeze(1) + torch.minimum(place, size - 1), size, place
+
 # %% ../../nbs/30_training/02_batches.ipynb #2a651353
 @patch
 def batch(
@@ -264,10 +283,14 @@ def batch(
 ) -> tuple[
     Tensor, ...
 ]:  # Inputs (b, L), sizes (b,), mask of targets (b, L), targets (n,); where timed, seconds (b, L)
-    "Inputs padded on the right by repeating the last item, and the targets that count"
-    start, size, count = self.start[rows], self.size[rows], self.count[rows]
-    place = torch.arange(int(size.max()), device=rows.device).unsqueeze(0)
-    index = start.unsqueeze(1) + torch.minimum(place, size.unsqueeze(1) - 1)
-    real = (place < size.unsqueeze(1)) & (place >= (size - count).unsqueeze(1))
+    "Inputs, and the targets that count"
+    index, size, place = self.rectangle(rows)
+    real = (place < size) & (place >= size - self.count[rows].unsqueeze(1))
     times = () if self.times is None else (self.times[index],)
-    return self.items[index], size, real, self.items[index[real] + 1], *times
+    return self.items[index], size.squeeze(1), real, self.items[index[real] + 1], *times
+
+
+@patch
+def epoch(self: SequenceBatches, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    "One pass over all windows, in a new order"
+    yield from map(self.batch, self.shuffled(generator))
