@@ -44,7 +44,8 @@ quick = settings(
 def mirrored(mirror, tmp_path_factory) -> Path:
     "A data folder filled from the mirror"
     folder = tmp_path_factory.mktemp("mirrored")
-    fetch(["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small", "kuairand"], folder)
+    ours = ["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small", "kuairand"]
+    fetch([*ours, "amazon_beauty"], folder)
     return folder
 
 
@@ -93,6 +94,21 @@ def test_ncf_candidates(mirrored):
     taken = split.train.csr()
     rows = np.repeat(np.arange(6040), 99)
     assert taken[rows, split.candidates[:, 1:].ravel()].sum() == 0
+
+
+def test_leave_one_out_of_amazon_beauty_is_by_line(mirrored):
+    "The last item of each line is test, the one before it validation; nothing is dropped"
+    split = load_protocol("amazon-beauty-loo", data_dir=mirrored)
+    data, path = split.data, data_folder("amazon_beauty", mirrored) / "Beauty.txt"
+    assert (len(data), data.n_users, data.n_items) == (198_502, 22_363, 12_101)
+    assert data.user_counts().min() == data.item_counts().min() == 5
+    lines = [[int(x) for x in line.split()] for line in path.read_text().splitlines()]
+    for part, place in ((split.test, -1), (split.valid, -2)):
+        assert part.user_ids[part.user].tolist() == [line[0] for line in lines]
+        assert part.item_ids[part.item].tolist() == [line[place] for line in lines]
+    before = split.history("test").histories()
+    assert data.item_ids[before.items].tolist() == [x for line in lines for x in line[1:-1]]
+    assert split.info["test"]["repeats"] == split.info["valid"]["repeats"] == 0
 
 
 @pytest.mark.parametrize("key", EMBEDDED)

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.params import params
 from .interactions import Interactions
 from .intervened import split_intervened
-from .loaders import load_dataset
+from .loaders import IN_ORDER, load_dataset
 from .prepare import k_core, min_rating
 from .sources import data_folder
 from .split import Split, finish, split_leave_one_out, split_ratio, split_time
@@ -84,7 +84,7 @@ def _split(p, data: Interactions, seed: int) -> Split:
     if p.split == "time":
         return split_time(data, p.valid, p.test, p.min_history)
     if p.split == "leave_one_out":
-        return split_leave_one_out(data)
+        return split_leave_one_out(data, in_order=p.dataset in IN_ORDER)
     if p.split == "ratio":
         return split_ratio(data, p.ratios, seed)
     if p.split == "intervened":

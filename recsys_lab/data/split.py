@@ -151,10 +151,16 @@ def _check_order(split: Split):
         )
 
 # %% ../../nbs/10_data/04_split.ipynb #5515c1b4
-def _latest(data: Interactions, rows: np.ndarray):
+def _moments(split: Split) -> np.ndarray:  # int64, shape (n,)
+    "What tells a user's earlier rows from later ones: times, or places where only the order is known"
+    placed = split.kind in ORDERED and not split.data.has_time
+    return np.arange(len(split.data)) if placed else split.data.time
+
+
+def _latest(data: Interactions, moment: np.ndarray, rows: np.ndarray):
     "Sorted pairs and the latest row of each"
     pair = data.user[rows].astype(np.int64) * data.n_items + data.item[rows]
-    order = np.lexsort((data.time[rows], pair))
+    order = np.lexsort((moment[rows], pair))
     pair, rows = pair[order], rows[order]
     last = np.append(pair[1:] != pair[:-1], True) if len(pair) else np.zeros(0, bool)
     return pair[last], rows[last]
@@ -163,7 +169,7 @@ def _latest(data: Interactions, rows: np.ndarray):
 def _repeats(split: Split, name: str) -> tuple[np.ndarray, np.ndarray]:
     "Targets of a part that were seen before: their rows, the latest rows of the same pair"
     data, target = split.data, np.flatnonzero(split.part == PARTS[name])
-    pairs, rows = _latest(data, np.flatnonzero(split.part < PARTS[name]))
+    pairs, rows = _latest(data, _moments(split), np.flatnonzero(split.part < PARTS[name]))
     if len(pairs) == 0 or len(target) == 0:
         return target[:0], target[:0]
     pair = data.user[target].astype(np.int64) * data.n_items + data.item[target]
@@ -181,10 +187,10 @@ def check_leaks(
         _check_cut(self)
     if self.kind == "leave-one-out":
         _check_order(self)
-    repeats, data = {}, self.data
+    repeats, data, moment = {}, self.data, _moments(self)
     for name in ("valid", "test"):
         target, before = _repeats(self, name)
-        leak = np.flatnonzero(data.time[before] >= data.time[target])
+        leak = np.flatnonzero(moment[before] >= moment[target])
         if len(leak):
             a, b = target[leak[0]], before[leak[0]]
             raise LeakError(
@@ -274,9 +280,11 @@ def split_time(
 def split_leave_one_out(
     data: Interactions,  # With times; rows of equal time in their original order
     min_length: int = 3,  # Users with fewer rows stay in training whole
+    in_order: bool = False,  # Without times: are each user's rows known to stand oldest first?
 ) -> Split:
     "Each user's last row is test, the one before validation"
-    _needs_time(data, "split_leave_one_out")
+    if not in_order:
+        _needs_time(data, "split_leave_one_out")
     if min_length < 3:
         raise ValueError(f"min_length must be at least 3 (train, valid, test), got {min_length}")
     part = np.zeros(len(data), np.uint8)
