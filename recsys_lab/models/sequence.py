@@ -68,14 +68,26 @@ def _batches(self: SequenceRecommender, train: Interactions, device) -> Sequence
     stride = self.window if o["stride"] == "window" else o["stride"]
     self.sampler = Negatives(train, device=device)
     shape = self.window, stride, o["targets"]
-    return SequenceBatches(train.histories(), *shape, device=device, timed=self.uses_times)
+    return self._windows(train.histories(), *shape, device=device)
+
+
+@patch
+def _windows(self: SequenceRecommender, histories: Histories, *shape, **where) -> SequenceBatches:
+    "What is asked of each window: here every next item"
+    return SequenceBatches(histories, *shape, timed=self.uses_times, **where)
 
 
 @patch
 def _loss(self: SequenceRecommender, net: nn.Module, batch) -> Tensor:
     "Loss of all positions that count"
     items, size, real, target, *times = batch
-    return self._next_item_loss(net(items, size, *times)[real], net.items.weight, target)
+    return self._next_item_loss(net(items, size, *times)[real], self._vectors(net), target)
+
+
+@patch
+def _vectors(self: SequenceRecommender, net: nn.Module) -> Tensor:
+    "What states are multiplied with, a row an item"
+    return net.items.weight
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #8f53c24b
 @patch
@@ -112,7 +124,14 @@ def _newest_states(
     items, size = to(padded(recent)[0]), to(np.diff(recent.offsets))
     places = Histories(np.arange(len(recent.items)), recent.offsets)
     times = (to(input_times(recent)[padded(places)[0]]),) if self.uses_times else ()
-    return self.net(items, size, *times)[torch.arange(len(items), device=device), size - 1]
+    return self._last_states(items, size, *times)
+
+
+@patch
+def _last_states(self: SequenceRecommender, items: Tensor, size: Tensor, *times) -> Tensor:
+    "The same, of padded histories"
+    rows = torch.arange(len(items), device=items.device)
+    return self.net(items, size, *times)[rows, size - 1]
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #8924ed09
 @patch
@@ -121,13 +140,13 @@ def _score_histories(
 ) -> np.ndarray:
     "Product of the newest state with every item's vector"
     length = np.minimum(np.diff(histories.offsets), self.window)
-    out = np.zeros((len(histories), self.n_items), np.float32)
+    out, V = np.zeros((len(histories), self.n_items), np.float32), self._vectors(self.net).detach()
     order = np.argsort(length, kind="stable")
     order = order[length[order] > 0]
     for start in range(0, len(order), block):
         rows = order[start : start + block]
         h = self._newest_states(histories.take(rows))
-        out[rows] = (h @ self.net.items.weight.detach().T).float().cpu().numpy()
+        out[rows] = (h @ V.T).float().cpu().numpy()
     return out
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #2215c55b
