@@ -22,7 +22,7 @@ from recsys_lab.explain.subsets import (
 )
 from ..models.base import Recommender, Unsupported
 from ..models.content import Content
-from ..models.factors import FactorRecommender, blocks_by_length, padded, unique_histories
+from ..models.factors import FactorRecommender, blocks_by_length, padded
 from ..models.gfcf import GFCF
 from ..models.puresvd import PureSVD
 from ..models.weights import ItemWeights
@@ -74,33 +74,38 @@ def _alone(model: Recommender, alone: Histories, targets: np.ndarray) -> np.ndar
     return out
 
 # %% ../../nbs/60_explain/02_linear.ipynb #ab1e557c
-def _systems(model: FactorRecommender, rows: np.ndarray, length: np.ndarray) -> np.ndarray:
-    "The matrices A of a block, float64, shape (b, d, d); `rows` are zero where padded"
-    V = np.asarray(model.V, np.float64)
-    A = model.fold_alpha * (V.T @ V) + rows.transpose(0, 2, 1) @ rows
-    strength = model.fold_reg * (length + model.fold_alpha * len(V))
-    return A + strength[:, None, None] * np.eye(V.shape[1])
+def _fold_parts(
+    rows: np.ndarray,  # Vectors of each history's items, 0 for padding, (b, L, d)
+    wanted: np.ndarray,  # Vector of each target, (b, d)
+    common: np.ndarray,  # What A is of an empty history, (d, d)
+    strength: np.ndarray,  # What the items add to the regularisation, (b,)
+) -> np.ndarray:  # Shape (b, L)
+    "Similarity of each item and the target as each person sees it"
+    A = rows.transpose(0, 2, 1) @ rows
+    A += common
+    A[:, range(len(common)), range(len(common))] += strength[:, None]
+    return (rows @ np.linalg.solve(A, wanted[:, :, None]))[:, :, 0]
 
-
+# %% ../../nbs/60_explain/02_linear.ipynb #4a5227c6
 @_exact.register
 def _(model: FactorRecommender, histories: Histories, targets: np.ndarray) -> np.ndarray:
     if not has_plain_fold(model):
         raise Unsupported(f"{type(model).__name__} folds in by a formula of its own; use 'shapley'")
-    V, unique = np.asarray(model.V, np.float64), unique_histories(histories, model.n_items)
-    parts, length = np.zeros(len(unique.items)), np.diff(unique.offsets)
-    for block in blocks_by_length(length, 1 << 15):
-        items, real = padded(unique.take(block))
-        rows = V[items] * real[:, :, None]
-        seen = np.linalg.solve(_systems(model, rows, length[block]), V[targets[block]][:, :, None])
-        place = unique.offsets[block][:, None] + np.arange(items.shape[1])
-        parts[place[real]] = (rows @ seen)[:, :, 0][real]
-    return parts[_place(histories, unique, model.n_items)] * distinct_weight(histories)
-
-# %% ../../nbs/60_explain/02_linear.ipynb #4a5227c6
-def _place(histories: Histories, unique: Histories, n_items: int) -> np.ndarray:
-    "Where each item of a history stands among the sorted distinct ones"
-    key = owner(unique) * np.int64(n_items) + unique.items
-    return np.searchsorted(key, owner(histories) * np.int64(n_items) + histories.items)
+    V, alpha, reg = np.asarray(model.V, np.float64), model.fold_alpha, model.fold_reg
+    common = alpha * (V.T @ V) + reg * alpha * len(V) * np.eye(V.shape[1])
+    vectors = np.vstack([V, np.zeros(V.shape[1])])  # The last one is for padding
+    root, length = np.sqrt(distinct_weight(histories)), np.diff(histories.offsets)
+    out = np.zeros(len(root))
+    for block in blocks_by_length(length, 1 << 12):
+        items, real = padded(histories.take(block))
+        place = (histories.offsets[block][:, None] + np.arange(items.shape[1]))[real]
+        rows, scale = vectors.take(np.where(real, items, len(V)), axis=0), np.zeros(real.shape)
+        scale[real] = root[place]
+        if (root[place] < 1).any():  # Most histories have no repeats
+            rows *= scale[:, :, None]
+        parts = _fold_parts(rows, V[targets[block]], common, reg * (scale**2).sum(1))
+        out[place] = (parts * scale)[real]
+    return out
 
 # %% ../../nbs/60_explain/02_linear.ipynb #766624f9
 LINEAR = (ItemWeights, PureSVD, GFCF, Content, FactorRecommender)
