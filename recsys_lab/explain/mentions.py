@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .sentences import ARTICLES, spoken
+from .evidence import ARTICLES, spoken
 
 # %% ../../nbs/60_explain/45a_mentions.ipynb #dbc5f257
 SMALL = frozenset(

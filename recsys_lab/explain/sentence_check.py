@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.language import LanguageError, Provider
 from ..core.settings import COUNT, check_settings
+from .evidence import Evidence
 from .explanation import Explanation
 from recsys_lab.explain.mentions import (
     _WORD,
@@ -30,7 +31,7 @@ from recsys_lab.explain.mentions import (
     mentions,
     numbers_in,
 )
-from .sentences import TONES, Evidence, Wording, _weight, sentences
+from .sentences import TONES, Wording, _weight, sentences
 
 # %% ../../nbs/60_explain/45b_sentence_check.ipynb #9ab065f3
 class Numbers(NamedTuple):
