@@ -146,8 +146,14 @@ def _score_histories(
     for start in range(0, len(order), block):
         rows = order[start : start + block]
         h = self._newest_states(histories.take(rows))
-        out[rows] = (h @ V.T).float().cpu().numpy()
+        out[rows] = self._products(h, V).float().cpu().numpy()
     return out
+
+
+@patch
+def _products(self: SequenceRecommender, h: Tensor, V: Tensor) -> Tensor:  # Shape (n, n_items)
+    "Scores of states (n, d) for items with vectors (n_items, d)"
+    return h @ V.T
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #2215c55b
 @patch
