@@ -1,6 +1,7 @@
 "Raw data arrives whole or not at all, tables survive any input, splits are exact, orders are the published ones"
 
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -45,7 +46,7 @@ def mirrored(mirror, tmp_path_factory) -> Path:
     "A data folder filled from the mirror"
     folder = tmp_path_factory.mktemp("mirrored")
     ours = ["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small", "kuairand"]
-    fetch([*ours, "amazon_beauty"], folder)
+    fetch([*ours, "amazon_beauty", "diginetica"], folder)
     return folder
 
 
@@ -109,6 +110,26 @@ def test_leave_one_out_of_amazon_beauty_is_by_line(mirrored):
     before = split.history("test").histories()
     assert data.item_ids[before.items].tolist() == [x for line in lines for x in line[1:-1]]
     assert split.info["test"]["repeats"] == split.info["valid"]["repeats"] == 0
+
+
+def test_cases_of_diginetica_are_the_published_ones(mirrored):
+    "Every line of both files of SR-GNN, one by one and in their order within a session"
+    split, folder = (
+        load_protocol("diginetica", data_dir=mirrored),
+        data_folder("diginetica", mirrored),
+    )
+    read = lambda name: [json.loads(x) for x in (folder / name).read_text().splitlines()]
+    learn, cases = read("diginetica_train_sessions.jsonl"), read("diginetica_test.jsonl")
+    ids, known = split.data.item_ids, split.view("train", "valid")
+    assert (len(learn), sum(len(s) - 1 for s in learn), len(ids)) == (186_670, 719_470, 43_097)
+    assert [ids[h].tolist() for h in known.histories(np.arange(len(learn)))] == learn
+    past, user = split.history("test").histories(split.test.user), split.test.user
+    ours = [[ids[h].tolist(), i] for h, i in zip(past, ids[split.test.item].tolist(), strict=True)]
+    longest_first = np.lexsort((-np.diff(past.offsets), split.unit[user]))
+    assert [ours[i] for i in longest_first] == cases and len(cases) == 60_858
+    assert len(np.unique(split.unit[user])) == sum(len(shown) == 1 for shown, _ in cases) == 15_963
+    assert np.isin(split.test.item, known.item).all()
+    assert len(split.valid) == 18_667 and split.valid.user.min() >= 186_670 - 18_667
 
 
 @pytest.mark.parametrize("key", EMBEDDED)

@@ -9,6 +9,8 @@ __all__ = ['RATED', 'LOADERS', 'IN_ORDER', 'ITEMS', 'USERS', 'POLICIES', 'CAMPAI
            'load_users', 'load_bandit', 'load_bandit_items']
 
 # %% ../../nbs/10_data/02b_loaders.ipynb #e4c776bb
+import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,24 @@ def _columns(name: str, separator: str, names: list[str], header: bool = False):
 
     return load
 
+# %% ../../nbs/10_data/02b_loaders.ipynb #68dac5ae
+def _json_lines(path: Path) -> list:
+    "A JSON value a line"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _diginetica(folder: Path) -> Interactions:
+    "Sessions numbered as they stand in the files, training before test"
+    learn = _json_lines(folder / "diginetica_train_sessions.jsonl")
+    cases = _json_lines(folder / "diginetica_test.jsonl")
+    longest = [True, *(len(shown) == 1 for shown, _ in cases[:-1])]
+    asked = [[*shown, find] for (shown, find), first in zip(cases, longest, strict=True) if first]
+    sizes = [len(session) for session in (*learn, *asked)]
+    columns = {"user_id": np.repeat(np.arange(len(sizes)), sizes)}
+    columns["item_id"] = np.fromiter(chain.from_iterable((*learn, *asked)), np.int64)
+    part = np.repeat(np.array([0, 2], np.uint8), [len(learn), len(asked)])
+    return from_frame(pl.DataFrame(columns | {"part": np.repeat(part, sizes)}))
+
 # %% ../../nbs/10_data/02b_loaders.ipynb #850a53c9
 def _kuairand(folder: Path) -> Interactions:
     "The standard log, times in milliseconds"
@@ -133,10 +153,15 @@ LOADERS = {
     "coat": _coat,
     "kuairand": _kuairand,
     "amazon_beauty": lambda folder: from_frame(_lines(folder / "Beauty.txt")),
+    "diginetica": _diginetica,
     "filmtrust": _columns("ratings.txt", " ", RATED),
     "lastfm_2k": _columns("user_artists.dat", "\t", ["user_id", "item_id", "count"], header=True),
 }
-IN_ORDER = ("amazon_beauty", "ml1m_sasrec")  # No times, but a user's rows stand oldest first
+IN_ORDER = (
+    "amazon_beauty",
+    "diginetica",
+    "ml1m_sasrec",
+)  # No times, but a user's rows stand oldest first
 
 # %% ../../nbs/10_data/02b_loaders.ipynb #e1999bb5
 def load_dataset(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.params import params
+from .cases import split_cases
 from .interactions import Interactions
 from .intervened import split_intervened
 from .loaders import IN_ORDER, load_dataset
@@ -87,6 +88,8 @@ def _split(p, data: Interactions, seed: int) -> Split:
         return split_leave_one_out(data, in_order=p.dataset in IN_ORDER)
     if p.split == "ratio":
         return split_ratio(data, p.ratios, seed)
+    if p.split == "cases":
+        return split_cases(data, p.valid, in_order=p.dataset in IN_ORDER)
     if p.split == "intervened":
         return split_intervened(data, p.ratios, p.normal, p.intervened, p.judged, seed)
     return _given(data)

@@ -27,8 +27,8 @@ from recsys_lab.core.files import (
 from .interactions import Interactions
 
 # %% ../../nbs/10_data/04_split.ipynb #cae1a043
-PARTS = {"train": 0, "valid": 1, "test": 2, "unused": 3}
-ORDERED = ("time", "leave-one-out")  # Kinds in which validation lies before test
+PARTS = {"train": 0, "valid": 1, "test": 2, "unused": 3, "fold_in": 4}
+ORDERED = ("time", "leave-one-out", "cases")  # Kinds in which validation lies before test
 
 
 @dataclass(repr=False, eq=False)
@@ -36,10 +36,11 @@ class Split:
     "Interactions with a part for every row"
 
     data: Interactions  # All rows
-    part: np.ndarray  # 0 train, 1 valid, 2 test, 3 unused; uint8, shape (len(data),)
-    kind: str  # time, leave-one-out or ratio
+    part: np.ndarray  # Codes of `PARTS`, uint8, shape (len(data),)
+    kind: str  # time, leave-one-out, cases or ratio
     info: dict = field(default_factory=dict)  # Cut times, seed, ratios, counts
     candidates: np.ndarray | None = None  # Item codes to rank instead of all, int32, (n_users, m)
+    unit: np.ndarray | None = None  # Users of one number are one sample together, int64, (n_users,)
 
     def __post_init__(self):
         self.part = np.asarray(self.part)
@@ -48,15 +49,15 @@ class Split:
                 f"part must be uint8 of shape ({len(self.data)},), "
                 f"got {self.part.dtype} of shape {self.part.shape}"
             )
-        if self.part.max(initial=0) > 3:
-            raise ValueError(f"part must be 0 to 3, got {self.part.max()}")
+        if self.part.max(initial=0) >= len(PARTS):
+            raise ValueError(f"part must be 0 to {len(PARTS) - 1}, got {self.part.max()}")
         self._views = {}
 
 # %% ../../nbs/10_data/04_split.ipynb #e555f09a
 @patch
 def view(
     self: Split,
-    *parts: str,  # Names among train, valid, test, unused
+    *parts: str,  # Names of `PARTS`
 ) -> Interactions:  # Rows of these parts, same codes; kept for the next call
     "Rows of one part or several"
     if unknown := [p for p in parts if p not in PARTS]:
@@ -87,7 +88,7 @@ def test(self: Split) -> Interactions:
 
 @patch
 def __repr__(self: Split):
-    rows = np.bincount(self.part, minlength=4)
+    rows = np.bincount(self.part, minlength=len(PARTS))
     text = ", ".join(f"{name} {rows[i]:,}" for name, i in PARTS.items() if rows[i])
     return f"Split({self.kind}: {text})"
 
@@ -100,19 +101,23 @@ def history(
     "What a model may see when it predicts `part`"
     if part not in ("valid", "test"):
         raise ValueError(f"part must be valid or test, got {part!r}")
-    if part == "test" and self.kind in ORDERED:
-        return self.view("train", "valid")
-    return self.train
+    parts = ["train"]
+    if part == "test":
+        parts += ["valid"] * (self.kind in ORDERED)
+        parts += ["fold_in"] * bool((self.part == PARTS["fold_in"]).any())
+    return self.view(*parts)
 
 
 @patch
 def seen(
     self: Split,
     part: str,  # valid or test
-) -> Interactions:  # Same codes
+) -> Interactions | None:  # Same codes; None: items may be taken again
     "What is taken out of the ranking when `part` is predicted"
     if part not in ("valid", "test"):
         raise ValueError(f"part must be valid or test, got {part!r}")
+    if self.info.get("taken_again"):
+        return None
     return self.train if part == "valid" else self.view("train", "valid")
 
 # %% ../../nbs/10_data/04_split.ipynb #d68e4df7
@@ -141,13 +146,14 @@ def _check_cut(split: Split):
 
 def _check_order(split: Split):
     "Within a user, parts never go back"
-    used = np.flatnonzero(split.part < 3)
+    used = np.flatnonzero(split.part != PARTS["unused"])
     part, user = split.part[used], split.data.user[used]
+    part = np.where(part == PARTS["fold_in"], 0, part)  # Known before any target, as training is
     back = np.flatnonzero((part[1:] < part[:-1]) & (user[1:] == user[:-1]))
     if len(back):
         raise LeakError(
             f"{len(back)} rows come after a held-out row of the same user, for example "
-            f"{_describe(split.data, used[back[0] + 1])}; label them again with split_leave_one_out"
+            f"{_describe(split.data, used[back[0] + 1])}; label them again"
         )
 
 # %% ../../nbs/10_data/04_split.ipynb #5515c1b4
@@ -169,7 +175,8 @@ def _latest(data: Interactions, moment: np.ndarray, rows: np.ndarray):
 def _repeats(split: Split, name: str) -> tuple[np.ndarray, np.ndarray]:
     "Targets of a part that were seen before: their rows, the latest rows of the same pair"
     data, target = split.data, np.flatnonzero(split.part == PARTS[name])
-    pairs, rows = _latest(data, _moments(split), np.flatnonzero(split.part < PARTS[name]))
+    before = (split.part < PARTS[name]) | (split.part == PARTS["fold_in"])
+    pairs, rows = _latest(data, _moments(split), np.flatnonzero(before))
     if len(pairs) == 0 or len(target) == 0:
         return target[:0], target[:0]
     pair = data.user[target].astype(np.int64) * data.n_items + data.item[target]
@@ -185,7 +192,7 @@ def check_leaks(
     "Raise `LeakError` with the count and an example, or say how many targets are repeats"
     if self.kind == "time":
         _check_cut(self)
-    if self.kind == "leave-one-out":
+    if self.kind in ("leave-one-out", "cases"):
         _check_order(self)
     repeats, data, moment = {}, self.data, _moments(self)
     for name in ("valid", "test"):
@@ -228,7 +235,7 @@ def finish(
     }
     for name in ("valid", "test"):
         split.info[name] = _cold(split, name) | {"repeats": repeats[name]}
-    split.info["unused"] = int((split.part == 3).sum())
+    split.info["unused"] = int((split.part == PARTS["unused"]).sum())
     return split
 
 # %% ../../nbs/10_data/04_split.ipynb #a66d851c
@@ -365,8 +372,9 @@ def save(
     with atomic_folder(folder) as temp:
         self.data.write(temp / "data")
         np.save(temp / "part.npy", self.part, allow_pickle=False)
-        if self.candidates is not None:
-            np.save(temp / "candidates.npy", self.candidates, allow_pickle=False)
+        for name in ("candidates", "unit"):
+            if getattr(self, name) is not None:
+                np.save(temp / f"{name}.npy", getattr(self, name), allow_pickle=False)
         write_json(temp / "split.json", {"kind": self.kind, "info": self.info})
         write_manifest(temp, kind="split")
     return Path(folder)
@@ -383,10 +391,12 @@ def load(
     if check:
         check_manifest(folder)
     facts = read_json(folder / "split.json")
-    part = np.load(folder / "part.npy", mmap_mode="r", allow_pickle=False)
-    path = folder / "candidates.npy"
-    candidates = np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
-    return cls(Interactions.read(folder / "data"), part, facts["kind"], facts["info"], candidates)
+    part, candidates, unit = (
+        np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+        for path in (folder / f"{name}.npy" for name in ("part", "candidates", "unit"))
+    )
+    data = Interactions.read(folder / "data")
+    return cls(data, part, facts["kind"], facts["info"], candidates, unit)
 
 # %% ../../nbs/10_data/04_split.ipynb #c7ea7414
 def _line(split: Split, name: str) -> dict:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.display import Table, interval, interval_bar, number, scale
 from .evaluate import Evaluation
-from .intervals import bootstrap, exact_mean, resampled_means
+from .intervals import bootstrap, exact_mean, resampled_means, unit_sums
 
 # %% ../../nbs/20_evaluation/03_comparison.ipynb #7cf1937b
 def _frames(tables: dict, metric: str) -> dict:
@@ -51,6 +51,14 @@ def aligned(
                 "evaluate all models on one split and part"
             )
     return pd.DataFrame(columns)
+
+# %% ../../nbs/20_evaluation/03_comparison.ipynb #546225ba
+def _unit(tables: dict, wide: pd.DataFrame) -> np.ndarray | None:
+    "Which users are one sample together, in the order of an aligned table; None: each by itself"
+    first = next(iter(tables.values()))
+    frame = first.users if isinstance(first, Evaluation) else first
+    if "unit" in frame:
+        return frame.set_index("user_id")["unit"].loc[wide.index].to_numpy()
 
 # %% ../../nbs/20_evaluation/03_comparison.ipynb #9830b25b
 def sign_flip_p(
@@ -134,13 +142,13 @@ def compare(
     pairs = _pairs(list(wide), baseline)
     if not pairs:
         raise ValueError(f"need two tables to compare, got {list(wide)}")
-    d = np.column_stack([wide[a] - wide[b] for a, b in pairs])
-    low, high = np.nanquantile(resampled_means(d, resamples, seed), [0.025, 0.975], axis=0)
+    d, unit = np.column_stack([wide[a] - wide[b] for a, b in pairs]), _unit(tables, wide)
+    low, high = np.nanquantile(resampled_means(d, resamples, seed, unit), [0.025, 0.975], axis=0)
     out = pd.DataFrame(pairs, columns=["a", "b"])
     out["metric"] = metric
     out["mean_a"], out["mean_b"] = ([exact_mean(wide[n]) for n in out[c]] for c in "ab")
     out["difference"], out["low"], out["high"] = [exact_mean(c) for c in d.T], low, high
-    out["p"] = _p_values(d, test, seed)
+    out["p"] = _p_values(d if unit is None else unit_sums(d, unit)[0], test, seed)
     out["p_holm"] = holm(out["p"].to_numpy())
     return out.join(effect_sizes(d))
 
@@ -169,7 +177,8 @@ def beside(
 ) -> pd.DataFrame:  # Columns of a board but `data`; also p and d_z; a row a table
     "Each mean with its interval, and how it differs from the control's"
     drawn = {k: options[k] for k in ("resamples", "seed") if k in options}
-    out = bootstrap(aligned(tables, metric), **drawn).rename(columns={"metric": "method"})
+    wide = aligned(tables, metric)
+    out = bootstrap(wide, unit=_unit(tables, wide), **drawn).rename(columns={"metric": "method"})
     out.insert(1, "metric", metric)
     out["control"] = np.where(out["method"] == control, "", control)
     names = {"a": "method", "low": "difference_low", "high": "difference_high"}

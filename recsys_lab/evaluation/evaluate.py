@@ -34,7 +34,7 @@ from .ranking import Task, rank, ranking_task, sample_negatives, with_truth
 class Evaluation:
     "What a model's rankings are worth, user by user"
 
-    users: pd.DataFrame  # user_id, n_history, n_truth, then one column a metric
+    users: pd.DataFrame  # user_id, n_history, n_truth, perhaps unit, one column a metric
     top: np.ndarray  # Recommended item codes, best first, int32, shape (n, K); -1: none
     codes: np.ndarray  # User codes, int32, shape (n,), same rows as `users`
     info: dict = field(default_factory=dict)  # protocol, part, kind, counts: no times in here
@@ -44,7 +44,7 @@ class Evaluation:
     @property
     def metrics(self) -> list:
         "Names of the metric columns"
-        return list(self.users.columns[3:])
+        return [c for c in self.users if c not in ("user_id", "unit", "n_history", "n_truth")]
 
     def __repr__(self):
         best = "ndcg@10" if "ndcg@10" in self.users else self.metrics[0]
@@ -59,7 +59,8 @@ def summary(
     seed: int = 0,  # Of the resampling
 ) -> pd.DataFrame:  # Columns metric, value, low, high (95 %), n
     "Means with their intervals; sampled metrics say so in their name"
-    out = bootstrap(self.users[self.metrics], resamples, seed=seed)
+    unit = self.users["unit"].to_numpy() if "unit" in self.users else None
+    out = bootstrap(self.users[self.metrics], resamples, seed=seed, unit=unit)
     if self.beyond:
         whole = pd.DataFrame({"metric": list(self.beyond), "value": list(self.beyond.values())})
         whole = whole.assign(low=np.nan, high=np.nan, n=len(self.users))
@@ -113,6 +114,13 @@ def _cost(score_seconds: float, seconds: float, n: int) -> dict:
     "Where the time went; most of the ranking is done while the next users are scored"
     rest = seconds - score_seconds
     return {"score_seconds": score_seconds, "rest_seconds": rest, "users_per_second": n / seconds}
+
+# %% ../../nbs/20_evaluation/02_evaluate.ipynb #87072d1f
+def _mark(out: Evaluation, split: Split, task: Task):
+    "Put down whether seen items were masked, and which users are one sample"
+    out.info["seen_excluded"] = task.seen is not None
+    if split.unit is not None:
+        out.users["unit"] = split.unit[task.codes]
 
 # %% ../../nbs/20_evaluation/02_evaluate.ipynb #6199c272
 def check_request(
@@ -172,7 +180,7 @@ def evaluate(
     top, seconds = rank(score, task, max(ks), block, allowed)
     out, cost = judge(task, top, ks), _cost(seconds, time.perf_counter() - start, len(task))
     out.cost, out.info = cost, {"protocol": protocol, "part": part, "kind": split.kind} | out.info
-    out.info["seen_excluded"] = exclude_seen
+    _mark(out, split, task)
     return out if allowed is not None else add_beyond(out, task, features)
 
 # %% ../../nbs/20_evaluation/02_evaluate.ipynb #98a0cb5f
