@@ -178,7 +178,8 @@ def traits_of(
 ) -> Traits:
     "Groups of items and what the average user is given"
     model._need_fit()
-    check_settings({"least": least, "most": most, "sample": sample}, dict.fromkeys(("least", "most", "sample"), COUNT))  # fmt: skip
+    counts = {"least": least, "most": most, "sample": sample}
+    check_settings(counts, dict.fromkeys(counts, COUNT))
     pairs = _groups(model, people, least, most)
     row, groups = pairs.groupby(["kind", "group"], sort=False).ngroup(), pairs[["kind", "group"]]
     ones = np.ones(len(pairs)), (row.to_numpy(), pairs.code.to_numpy())

@@ -18,9 +18,9 @@ import scipy.sparse as sp
 from ..core.settings import COUNT, check_settings
 from ..data.interactions import Histories
 from .baselines import cosine_values, together
-from .explain import asked_item, one_person
+from .explain import asked_item, one_person, told_of
 from .explanation import Explanation
-from .subsets import _check_targets, target_scores
+from .subsets import _check_targets
 from ..models.base import Recommender
 from ..models.lists import titles_of
 from ..models.userknn import UserKNN, nearest_users
@@ -93,15 +93,11 @@ def explain_neighbours(
     noun: str = "film",  # What an item is called
 ) -> Explanation:  # Exact for UserKNN, a description for any other model
     "Who is near and took the item"
-    start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
-    target = np.array([asked_item(model, user, history, item)])
-    weight = neighbour_parts(model, mine, target, people)
-    rows, exact = _neighbours(model, mine, weight, ids, noun), isinstance(model, UserKNN)
-    return Explanation(
-        model.item_ids[target[0]], float(target_scores(model, mine, target)[0]), rows, "neighbours", model.key,
-        None if codes is None else names[0], titles_of(model, target)[0], additive=exact,
-        warning="" if exact else PEOPLE, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    start, whom = time.perf_counter(), one_person(model, user, history)
+    code, own = asked_item(model, user, history, item), isinstance(model, UserKNN)
+    weight = neighbour_parts(model, whom[2], np.array([code]), people)
+    rows, warning = _neighbours(model, whom[2], weight, ids, noun), "" if own else PEOPLE
+    return told_of(model, whom, code, rows, "neighbours", start, additive=own, warning=warning)
 
 # %% ../../nbs/60_explain/40_neighbours.ipynb #79d1f528
 ALONG = "taken by the same people: the data say this, the model was not asked"
@@ -115,19 +111,15 @@ def explain_similar(
     history=None,  # Item ids of one person, instead of a user
 ) -> Explanation:  # A description; parts have `both`: people who took the two
     "Items of the history that go with the item"
-    start, (codes, names, mine) = time.perf_counter(), one_person(model, user, history)
-    target = np.array([asked_item(model, user, history, item)])
-    score, films = target_scores(model, mine, target)[0], pd.unique(mine.items)
-    mine = Histories.from_lists([films := films[films != target[0]]])
+    start, whom = time.perf_counter(), one_person(model, user, history)
+    code, films = asked_item(model, user, history, item), pd.unique(whom[2].items)
+    mine = Histories.from_lists([films := films[films != code]])
     X = model.histories.csr(model.n_items)
-    both = together(X, films, np.repeat(target, len(films))).astype(np.int64)
+    both = together(X, films, np.full(len(films), code)).astype(np.int64)
     rows = {"name": model.item_ids[films], "title": titles_of(model, films), "both": both}
-    rows = pd.DataFrame(rows | {"contribution": cosine_values(model, mine, target)})
-    return Explanation(
-        model.item_ids[target[0]], float(score), rows.assign(kind="history"), "similar", model.key,
-        None if codes is None else names[0], titles_of(model, target)[0], warning=ALONG,
-        seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    rows = pd.DataFrame(rows | {"contribution": cosine_values(model, mine, [code])})
+    rows = rows.assign(kind="history")
+    return told_of(model, whom, code, rows, "similar", start, warning=ALONG)
 
 # %% ../../nbs/60_explain/40_neighbours.ipynb #fc5fa28b
 def company(

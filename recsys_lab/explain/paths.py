@@ -18,9 +18,8 @@ import plotly.graph_objects as go
 import scipy.sparse as sp
 
 from ..core.display import PALETTE, escape, theme
-from .explain import asked_item, one_person
+from .explain import asked_item, one_person, told_of
 from .explanation import Explanation
-from .subsets import target_scores
 from ..models.base import Recommender, Unsupported
 from ..models.content import Content, item_terms
 from ..models.lists import titles_of
@@ -171,17 +170,14 @@ def explain_paths(
     keep: int | None = 50,  # Heaviest paths kept; None: all
 ) -> Explanation:  # A description of the data; parts have relation, entity, count, start, step
     "Paths that lead from a history to an item"
-    began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
+    began, whom = time.perf_counter(), one_person(model, user, history)
     code, w = asked_item(model, user, history, item), joint_weights(joints, weight)
+    mine = whom[2]
     taken, mass = pd.unique(mine.items[mine.items != code]).astype(np.int64), joints.A @ w
     start, joint, _ = _steps(joints.A, joints.A, taken, code)
     value = 2 * w[joint] / (mass[start] + mass[code]).clip(1e-300) / max(1, len(taken))
     rows = _told(model, _gather(joints, start, joint, value).head(keep or len(start)), code, names)
-    return Explanation(
-        model.item_ids[code], float(target_scores(model, mine, [code])[0]), rows, "paths", model.key,
-        None if codes is None else whom[0], titles_of(model, [code])[0], warning=IN_DATA,
-        seconds=time.perf_counter() - began,
-    )  # fmt: skip
+    return told_of(model, whom, code, rows, "paths", began, warning=IN_DATA)
 
 # %% ../../nbs/60_explain/41_paths.ipynb #2c8194f9
 def _terms(model: Content) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -203,19 +199,16 @@ def explain_terms(
         raise Unsupported(
             f"{type(model).__name__} has no terms; `explain_paths` describes the data"
         )
-    began, (codes, whom, mine) = time.perf_counter(), one_person(model, user, history)
+    began, whom = time.perf_counter(), one_person(model, user, history)
     code, (counts, terms) = asked_item(model, user, history, item), _terms(model)
     relation = [t.partition("=")[0] if "=" in t else "word" for t in terms]
     table = {"relation": relation, "entity": terms, "items": np.bincount(counts.indices)}
-    taken = pd.unique(mine.items).astype(np.int64)
+    taken = pd.unique(whom[2].items).astype(np.int64)
     paths = _steps(model.Q.astype(np.float64), model.D.astype(np.float64), taken, code)
     rows = _gather(Joints(counts, pd.DataFrame(table)), *paths)
     plain = {t: t.partition("=")[2] or t for t in rows.entity}
-    return Explanation(
-        model.item_ids[code], float(target_scores(model, mine, [code])[0]), _told(model, rows, code, plain), "terms",
-        model.key, None if codes is None else whom[0], titles_of(model, [code])[0], additive=True,
-        seconds=time.perf_counter() - began,
-    )  # fmt: skip
+    rows = _told(model, rows, code, plain)
+    return told_of(model, whom, code, rows, "terms", began, additive=True)
 
 # %% ../../nbs/60_explain/41_paths.ipynb #c2375ae2
 def path_figure(

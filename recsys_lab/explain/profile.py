@@ -186,7 +186,8 @@ def _said(r) -> str:
     more, link = "more" if r.belief > 0 else "less", "and"
     if (r.belief > 0) != (r.history > r.others):
         link = "but"
-    told = f"{interval(abs(r.belief), *sorted((abs(r.low), abs(r.high))), 2)} {more} than others are given"
+    ends = sorted((abs(r.low), abs(r.high)))
+    told = f"{interval(abs(r.belief), *ends, 2)} {more} than others are given"
     if r.edited:
         told = f"set to {number(r.belief, 2)}"
     return f"{r.label}: {told}, {link} {r.history:.1%} of the history (others {r.others:.1%})."
@@ -210,11 +211,18 @@ def _facts(self: Profile) -> dict:
     d, model = self.diversity(), self.traits.model
     facts = {"model": repr(model), "history": f"{len(self.history):,} items"}
     if d["list"] == d["list"]:
-        facts["diversity"] = f"{number(d['list'], 2)} in the list, {number(d['history'], 2)} in the history; others' lists {number(d['others'], 2)}; above {d['above']:.0%} of them"  # fmt: skip
+        own, taken, others = (number(d[k], 2) for k in ("list", "history", "others"))
+        facts["diversity"] = (
+            f"{own} in the list, {taken} in the history; others' lists {others}; "
+            f"above {d['above']:.0%} of them"
+        )
     if self.edits:
         facts["edited"] = ", ".join(f"{k} {g} = {v:g}" for (k, g), v in self.edits.items())
         cost = self.cost()
-        facts["cost"] = f"{cost['kept']:.0%} of the list stays; mean score given up {number(cost['given_up'], 3)}, {number(cost['spreads'], 2)} spreads"  # fmt: skip
+        lost, spreads = number(cost["given_up"], 3), number(cost["spreads"], 2)
+        facts["cost"] = (
+            f"{cost['kept']:.0%} of the list stays; mean score given up {lost}, {spreads} spreads"
+        )
     return facts
 
 # %% ../../nbs/60_explain/60_profile.ipynb #ad55fb49

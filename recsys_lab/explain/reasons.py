@@ -35,7 +35,8 @@ class Reasons:
     titles: dict  # Id -> title
 
     def __repr__(self):
-        return f"Reasons({len(self.items)} items, a history of {len(self.history)}, by {list(self.values)})"
+        many, by = f"{len(self.items)} items, a history of {len(self.history)}", list(self.values)
+        return f"Reasons({many}, by {by})"
 
     def frame(self) -> pd.DataFrame:  # item_id, reason, and a column an explainer
         "A row an item and reason"

@@ -130,10 +130,10 @@ def _reading(model, background) -> str:
     "In what unit, and what an unknown column is"
     own = isinstance(model, Boosted | ClickModel)
     if background is None and isinstance(model, Boosted):
-        without = "along the paths of the trees: columns that know the same share as the trees happened to cut"
+        without = "along the paths of the trees: columns that know the same share as trees cut them"
     else:
         n = 50 if background is None else len(background)
-        without = f"against {n} pairs: another background, other values; mixtures that never occur are asked too"
+        without = f"against {n} pairs: another background, other values; unreal mixtures are asked"
     return f"{'log-odds' if own else 'unit of predict'}, {without}"
 
 
@@ -167,10 +167,10 @@ def explain_row(
     score = game(model, pool)(np.zeros((1, len(names)), np.int64))[0]
     user, item = pair.user_ids[pair.user[0]], pair.item_ids[pair.item[0]]
     found = items[items.item_id == item] if items is not None and "title" in items else ()
-    return Explanation(
-        item, float(score), pd.DataFrame(parts), "treeshap" if numbers else "shap", model.key, user,
-        found.title.iloc[0] if len(found) else "", float(base), True, None, seconds, _reading(model, background),
-    )  # fmt: skip
+    told = {"user": user, "title": found.title.iloc[0] if len(found) else "", "base": float(base)}
+    told |= {"additive": True, "seconds": seconds, "warning": _reading(model, background)}
+    method = "treeshap" if numbers else "shap"
+    return Explanation(item, float(score), pd.DataFrame(parts), method, model.key, **told)
 
 # %% ../../nbs/60_explain/70a_tabular.ipynb #76d0fc96
 def importance(
