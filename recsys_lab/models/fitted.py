@@ -47,9 +47,10 @@ def _check_same(model: Recommender, asked: Recommender, train: Interactions, fol
     "Refuse a saved model of other settings or other rows"
     known, wanted = (json.loads(json.dumps(m.config())) for m in (model, asked))
     if type(model) is not type(asked) or known != wanted:
-        other = sorted(k for k in known | wanted if known.get(k) != wanted.get(k))
+        ask = {k: v for k, v in wanted.items() if known.get(k) != v}
         raise ValueError(
-            f"{folder} holds {model!r}, asked for is {asked!r}: {other} differ; evaluate it again"
+            f"{folder} holds a {type(model).__name__} of other settings than those asked for, "
+            f"{ask or 'and more of them'}; evaluate it again"
         )
     own, rows = model.histories, train.histories()
     pairs = [(model.user_ids, train.user_ids), (model.item_ids, train.item_ids)]
