@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.params import did_you_mean
 from ..data.interactions import Histories
-from .explain import one_person
+from .explain import one_person, told_of
 from .explanation import Explanation
 from .question import Question, question
 from .searches import greedy, influence
@@ -126,32 +126,23 @@ def counterfactual(
 ) -> Explanation:  # Parts of kind "removed"; none, and a warning, if no set was found
     "What would have to be taken away for another item to be first"
     start = time.perf_counter()
-    code, _, histories = one_person(model, user, history, least=1)
+    whom = one_person(model, user, history, least=1)
     given = options if wanted is None else options | {"wanted": [item_code(model.item_ids, wanted)]}
-    row = next(counterfactual_sets(model, histories, search, limit, **given).itertuples())
+    row = next(counterfactual_sets(model, whom[2], search, limit, **given).itertuples())
     _check_first(model, row, item, wanted)
-    return _told(model, histories, row, limit, start, search=search, user=user, code=code)
+    return _told(model, whom, row, limit, f"counterfactual-{search}", start)
 
 # %% ../../nbs/60_explain/30_counterfactual.ipynb #89e65dc6
 def _told(
-    model: Recommender, histories: Histories, row, limit: int, start: float, *, search, user, code
+    model: Recommender, whom: tuple, row, limit: int, method: str, start: float
 ) -> Explanation:
     "One row of `counterfactual_sets` as an explanation"
-    gone, ids = np.array(row.removed, int), model.item_ids
-    drops = _drops(model, histories, row) if row.size else np.zeros(0)
-    n, score = len(np.unique(histories.items)), target_scores(model, histories, [row.item])[0]
+    codes, _, history = whom
+    gone, ids, more = np.array(row.removed, int), model.item_ids, {}
+    drops = _drops(model, history, row) if row.size else np.zeros(0)
     parts = {"kind": "removed", "name": ids[gone], "title": titles_of(model, gone)}
-    out = Explanation(
-        ids[row.item],
-        float(score),
-        pd.DataFrame(parts | {"contribution": drops}),
-        f"counterfactual-{search}",
-        model.key,
-        user,
-        titles_of(model, [row.item])[0],
-        instead=ids[row.instead] if row.size else None,
-        instead_title=titles_of(model, [row.instead])[0] if row.size else "",
-        warning=_beware(model, row, n, limit, code),
-    )
-    out.seconds = time.perf_counter() - start
-    return out
+    if row.size:
+        more = {"instead": ids[row.instead], "instead_title": titles_of(model, [row.instead])[0]}
+    more["warning"] = _beware(model, row, len(np.unique(history.items)), limit, codes)
+    parts = pd.DataFrame(parts | {"contribution": drops})
+    return told_of(model, whom, row.item, parts, method, start, **more)

@@ -38,10 +38,8 @@ def r2_of_sets(
 # %% ../../nbs/60_explain/65a_shares.ipynb #b4bcd38d
 def set_weights(
     g: int,  # Players
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # Who is in each set, bool (2 ** g, g); its weights, (2 ** g, g)
-    "All sets, bit k of the row says whether k is in, and what their worth counts in each Shapley value"
+) -> tuple[np.ndarray, np.ndarray]:  # Who is in, bool, and weights; both (2 ** g, g)
+    "All sets, bit k of the row says if k is in, and what their worth counts in each Shapley value"
     known = (np.arange(2**g)[:, None] >> np.arange(g)) % 2 == 1
     size = known.sum(1)[:, None] - known  # Without the player itself
     weight = 1 / (g * comb(g - 1, size))
@@ -50,9 +48,7 @@ def set_weights(
 
 def shapley_of_sets(
     values: np.ndarray,  # Of each set, shape (n, 2 ** g), as `r2_of_sets` gives
-) -> (
-    np.ndarray
-):  # Shape (n, g); rows add up to the value of the whole set less that of the empty one
+) -> np.ndarray:  # Shape (n, g); rows add up to the whole set less the empty one
     "What each group adds, averaged over all orders"
     return values @ set_weights(values.shape[1].bit_length() - 1)[1]
 
