@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, SHARE
-from .layers import Dropout, attention, causal_attention
+from ..core.settings import COUNT, FLAG, SHARE, one_of
+from .layers import Dropout, attention, attention_weights, causal_attention
+from .positions import Gaps, rotary
 from .sequence import SequenceRecommender
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #fe1ca3cb
@@ -29,18 +30,58 @@ class Block(nn.Module):
         dropout: float,
         attention_dropout: float,
         causal: bool = True,  # False: a place looks at later ones too
+        rotary: bool = False,  # Turn queries and keys by their place?
     ):
         super().__init__()
-        self.heads, self.attention_dropout, self.causal = heads, attention_dropout, causal
+        self.heads, self.attention_dropout = heads, attention_dropout
+        self.causal, self.rotary = causal, rotary
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, real=None, at=None) -> Tensor:  # (b, L, d), (b, L), (b, m)
-        y = self.attend(self.norm1(x), real, at)
+    def forward(self, x: Tensor, real=None, at=None, bias=None) -> Tensor:  # See `attend`
+        y = self.attend(self.norm1(x), real, at, bias)
         x = (x if at is None else rows_at(x, at)) + self.drop(y)
         return x + self.drop(self.down(self.drop(F.gelu(self.up(self.norm2(x))))))
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #4c90bc01
+@patch
+def split(
+    self: Block,
+    x: Tensor,  # Shape (b, L, d)
+    at: Tensor | None = None,  # Places that look, (b, m); None: all
+) -> tuple[Tensor, Tensor, Tensor]:  # Each (b, heads, L or m, d / heads)
+    "Queries, keys and values of each head"
+    heads = lambda x: x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    q, k, v = self.qkv(x).chunk(3, dim=2)
+    q, k, v = map(heads, (q if at is None else rows_at(q, at), k, v))
+    if self.rotary:
+        place = torch.arange(x.shape[1], device=x.device)
+        q, k = rotary(q, place if at is None else at.unsqueeze(1)), rotary(k, place)
+    return q, k, v
+
+
+def rows_at(x: Tensor, at: Tensor) -> Tensor:  # (b, L, d), (b, m) -> (b, m, d)
+    "Some places of each row"
+    start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (start + at).view(-1)).unflatten(0, at.shape)
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #2666f1e3
+@patch
+def seen(
+    self: Block, x: Tensor, real: Tensor | None, at: Tensor | None, bias: Tensor | None
+) -> Tensor | None:  # bool, or numbers where there is a bias; None: all see all
+    "Who sees whom"
+    seen = None if real is None else real[:, None, None]
+    if self.causal:
+        place = torch.arange(x.shape[1], device=x.device)
+        seen = place <= (place.unsqueeze(1) if at is None else at[:, None, :, None])
+    if bias is None:
+        return seen
+    if at is not None and bias.shape[2] > 1:
+        bias = bias.take_along_dim(at[:, None, :, None], 2)
+    return bias if seen is None else bias.masked_fill(~seen, -torch.inf)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #3aca3ffe
 @patch
@@ -49,51 +90,88 @@ def attend(
     x: Tensor,  # Shape (b, L, d)
     real: Tensor | None = None,  # Not padding? Only asked where `causal` is False, (b, L)
     at: Tensor | None = None,  # Places that look, (b, m); None: all
+    bias: Tensor | None = None,  # Added to the agreement, (b, 1 or heads, 1 or L, L)
 ) -> Tensor:  # Shape (b, L, d) or (b, m, d)
     "What places see of one another"
-    split = lambda x: x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, heads, L, d / heads)
-    q, k, v = self.qkv(x).chunk(3, dim=2)
-    q, k, v = map(split, (q if at is None else rows_at(q, at), k, v))
+    q, k, v = self.split(x, at)
     p = self.attention_dropout if self.training else 0.0
-    if self.causal and at is None:
+    if self.causal and at is None and bias is None:
         y = causal_attention(q, k, v, p)
     else:
-        seen = None if real is None else real[:, None, None]
-        if self.causal:
-            seen = torch.arange(x.shape[1], device=x.device) <= at[:, None, :, None]
-        y = attention(q, k, v, seen, p)
+        y = attention(q, k, v, self.seen(x, real, at, bias), p)
     return self.out(y.transpose(1, 2).flatten(2))
 
 
-def rows_at(x: Tensor, at: Tensor) -> Tensor:  # (b, L, d), (b, m) -> (b, m, d)
-    "Some places of each row"
-    start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (start + at).view(-1)).unflatten(0, at.shape)
+@patch
+def weights(self: Block, x: Tensor, real=None, at=None, bias=None) -> Tensor:
+    "How much places look at one another, (b, heads, L or m, L), rows sum to 1; given as to `attend`"
+    q, k, _ = self.split(x, at)
+    return attention_weights(q, k, self.seen(x, real, at, bias))
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #4b720e57
 class Transformer(nn.Module):
     "Hidden states of padded histories"
 
-    def __init__(self, n_items: int, dim: int, window: int, blocks: int, **block):
+    def __init__(
+        self,
+        n_items: int,
+        dim: int,
+        window: int,
+        blocks: int,
+        positions: str = "learned",  # or "rotary" or "none"
+        times: bool = False,  # Does attention know the gaps between times?
+        **block,
+    ):
         super().__init__()
-        self.window = window
-        self.items, self.places = nn.Embedding(n_items, dim), nn.Embedding(window, dim)
-        self.blocks = nn.ModuleList(Block(dim, **block) for _ in range(blocks))
+        turned, self.window = positions == "rotary", window
+        self.items = nn.Embedding(n_items, dim)
+        self.places = nn.Embedding(window, dim) if positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(dim, **block, rotary=turned) for _ in range(blocks))
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(block["dropout"])
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
+        self.gaps = Gaps(blocks, block["heads"]) if times else None
 
-    def embed(self, items: Tensor) -> Tensor:
-        return self.items(items)
+# %% ../../nbs/40_models/16_sasrec.ipynb #6fb58110
+@patch
+def embed(self: Transformer, items: Tensor) -> Tensor:  # (b, L) -> (b, L, d)
+    return self.items(items)
 
-    def forward(self, items: Tensor, size: Tensor, at=None) -> Tensor:  # (b, L), (b,), (b, m)
-        place, size = torch.arange(items.shape[1], device=items.device), size.unsqueeze(1)
-        x = self.places((place + self.window - size).clamp_(max=self.window - 1))
-        x, last = self.drop(self.embed(items) + x), len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            x = block(x, place < size, at if i == last else None)
-        return self.norm(x)
+
+@patch
+def begin(self: Transformer, items: Tensor, size: Tensor) -> Tensor:  # (b, L), (b,) -> (b, L, d)
+    "What enters the first block"
+    x = self.embed(items)
+    if self.places is not None:
+        place = torch.arange(items.shape[1], device=items.device) + self.window - size.unsqueeze(1)
+        x = x + self.places(place.clamp_(max=self.window - 1))
+    return self.drop(x)
+
+
+@patch
+def biases(self: Transformer, times: Tensor | None, bias: Tensor | None = None) -> list:
+    "What is added to the agreement in each block: the gaps' numbers and what is given; or None"
+    if self.gaps is None or times is None:
+        return [bias] * len(self.blocks)
+    table = self.gaps(times)
+    return list(table if bias is None else table + bias)
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #a40c6add
+@patch
+def forward(
+    self: Transformer,
+    items: Tensor,  # Codes, (b, L)
+    size: Tensor,  # How many of each row are real, (b,)
+    times: Tensor | None = None,  # Seconds, (b, L); None: nobody knows
+    at: Tensor | None = None,  # Places whose states are wanted, (b, m); None: all
+    bias: Tensor | None = None,  # As for `Block.attend`, in every block
+) -> Tensor:  # Shape (b, L, d) or (b, m, d)
+    real = torch.arange(items.shape[1], device=items.device) < size.unsqueeze(1)
+    x, last = self.begin(items, size), len(self.blocks) - 1
+    for i, (block, added) in enumerate(zip(self.blocks, self.biases(times, bias), strict=True)):
+        x = block(x, real, at if i == last else None, added)
+    return self.norm(x)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #af2ab9aa
 SHAPE = {
@@ -111,7 +189,7 @@ def check_heads(dim: int, heads: int):
 class SASRec(SequenceRecommender):
     "Self-attentive sequential recommendation"
 
-    _settings = SHAPE
+    _settings = SHAPE | {"positions": one_of("learned", "rotary", "none"), "times": FLAG}
 
     def __init__(
         self,
@@ -122,6 +200,8 @@ class SASRec(SequenceRecommender):
         inner: int = 256,  # Width inside a block's network
         dropout: float = 0.2,
         attention_dropout: float = 0.0,  # Of attention weights; slower on a processor
+        positions: str = "learned",  # A vector for each place; "rotary"; or "none"
+        times: bool = False,  # Does attention know the gaps between times?
         **training,  # See `models.sequence.OBJECTIVE` and `models.neural.OPTIONS`
     ):
         store_attr(but="training")
@@ -133,9 +213,23 @@ def _check_settings(self: SASRec):
     "Refuse settings that cannot work, alone or together"
     SequenceRecommender._check_settings(self)
     check_heads(self.dim, self.heads)
+    if self.positions == "rotary" and self.dim // self.heads % 2:
+        raise ValueError(f"rotary positions need dim / heads even, got {self.dim} / {self.heads}")
 
 
 @patch
 def _network(self: SASRec, train) -> Transformer:
-    names = "dim window blocks heads inner dropout attention_dropout".split()
+    names = "dim window blocks heads inner dropout attention_dropout positions times".split()
     return Transformer(self.n_items, **{n: getattr(self, n) for n in names})
+
+
+@patch(as_prop=True)
+def uses_times(self: SASRec) -> bool:
+    "Is the network given times?"
+    return self.times
+
+
+@patch
+def _last_states(self: SASRec, items: Tensor, size: Tensor, *times) -> Tensor:
+    "The state at the newest item, the only one that the last block makes"
+    return self.net(items, size, *times, at=size.unsqueeze(1) - 1).squeeze(1)
