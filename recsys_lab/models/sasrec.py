@@ -177,19 +177,22 @@ def forward(
 SHAPE = {
     **{n: COUNT for n in "dim heads window blocks inner".split()},
     **{n: SHARE for n in ("dropout", "attention_dropout")},
+    "positions": one_of("learned", "rotary", "none"),
 }
 
 
-def check_heads(dim: int, heads: int):
-    "Refuse heads that do not share the dimensions evenly"
+def check_heads(dim: int, heads: int, positions: str):
+    "Refuse heads that do not share the dimensions evenly, or cannot be turned"
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
+    if positions == "rotary" and dim // heads % 2:
+        raise ValueError(f"rotary positions need dim / heads even, got {dim} / {heads}")
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #ad01b27c
 class SASRec(SequenceRecommender):
     "Self-attentive sequential recommendation"
 
-    _settings = SHAPE | {"positions": one_of("learned", "rotary", "none"), "times": FLAG}
+    _settings = SHAPE | {"times": FLAG}
 
     def __init__(
         self,
@@ -212,9 +215,7 @@ class SASRec(SequenceRecommender):
 def _check_settings(self: SASRec):
     "Refuse settings that cannot work, alone or together"
     SequenceRecommender._check_settings(self)
-    check_heads(self.dim, self.heads)
-    if self.positions == "rotary" and self.dim // self.heads % 2:
-        raise ValueError(f"rotary positions need dim / heads even, got {self.dim} / {self.heads}")
+    check_heads(self.dim, self.heads, self.positions)
 
 
 @patch
