@@ -31,6 +31,7 @@ from recsys_lab.data.split import (
     split_ratio,
     split_time,
 )
+from recsys_lab.data.time_features import check_past, with_time
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -401,6 +402,14 @@ def test_leave_one_out_takes_the_last_two(frame):
     for u, h in enumerate(data.histories()):
         valid, test = (p.histories([u])[0].tolist() for p in (split.valid, split.test))
         assert (valid, test) == ((h[-2:-1].tolist(), h[-1:].tolist()) if len(h) > 2 else ([], []))
+
+
+@quick
+@given(logs(), st.sampled_from([0, "America/New_York"]))
+def test_columns_of_time_never_look_ahead(frame, zone):
+    "Whatever the log: ties, one row, one user"
+    names = check_past(lambda x: with_time(x, zone), from_frame(frame), (0.0, 0.3, 0.6, 1.0))
+    assert {"gap", "place", "velocity_1h", "season"} <= set(names)
 
 
 def test_planted_leak_is_refused():
