@@ -94,7 +94,7 @@ def rows_before(
     key = lambda u, t: np.asarray(u, np.int64) * span + (np.asarray(t, np.int64) - first)
     return np.searchsorted(key(log.user, log.time), key(user, time))
 
-
+# %% ../../nbs/10_data/09a_context.ipynb #701c6cb8
 def _midnight(time: np.ndarray, zone) -> np.ndarray:
     "When the day began on the clock on the wall, also on a day of 23 or 25 hours"
     ahead = _ahead(time, zone)
