@@ -62,6 +62,7 @@ _SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
 _BERT4REC = {"dim": 64, "window": 49, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.2}
 _BERT4REC |= {"attention_dropout": 0.2, "mask": 0.2, "last": 0.5, "stride": 1, "lr": 0.001}
 _BERT4REC |= {"bias": True, "targets": 8300}  # 2,048 of RecBole's lists hide so many
+_GRU4REC = {"dim": 64, "hidden": 128, "dropout": 0.3, "window": 50, "lr": 0.001, "targets": 2048}
 _DAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048}
 _MULTVAE = _DAE | {"beta": 0.2, "anneal": 40_000, "noise": 0.01}
 _NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
@@ -95,6 +96,7 @@ _RANKED = (
 _LOO, _ONCE = ("ml100k", "leave_one_out"), (_RUN_ON, 6, 1)
 _SEQUENCES = (
     SpeedTask("sasrec", "epoch", *_LOO, "sasrec", _SASREC, "SASRec", *_ONCE),
+    SpeedTask("gru4rec", "epoch", *_LOO, "gru4rec", _GRU4REC, "GRU4Rec", *_ONCE),
     SpeedTask("bert4rec", "epoch", *_LOO, "bert4rec", _BERT4REC, "BERT4Rec", *_ONCE),
 )
 
