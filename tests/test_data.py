@@ -23,6 +23,7 @@ from recsys_lab.data.interactions import Interactions
 from recsys_lab.data.loaders import load_dataset, load_items, load_users
 from recsys_lab.data.prepare import dedup, k_core, prepare_parquet
 from recsys_lab.data.protocols import load_protocol
+from recsys_lab.data.sessions import with_sessions
 from recsys_lab.data.sources import EMBEDDED, Source, data_folder, faults, source
 from recsys_lab.data.split import (
     LeakError,
@@ -408,8 +409,9 @@ def test_leave_one_out_takes_the_last_two(frame):
 @given(logs(), st.sampled_from([0, "America/New_York"]))
 def test_columns_of_time_never_look_ahead(frame, zone):
     "Whatever the log: ties, one row, one user"
-    names = check_past(lambda x: with_time(x, zone), from_frame(frame), (0.0, 0.3, 0.6, 1.0))
-    assert {"gap", "place", "velocity_1h", "season"} <= set(names)
+    make = lambda x: with_sessions(with_time(x, zone), gap=2, n=3)
+    names = check_past(make, from_frame(frame), (0.0, 0.3, 0.6, 1.0))
+    assert {"gap", "place", "velocity_1h", "season", "session_place", "variety"} <= set(names)
 
 
 def test_planted_leak_is_refused():
