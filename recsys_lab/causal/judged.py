@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import beta
 
 from ..core.display import Table, interval, number
-from ..evaluation.comparison import compare
+from ..evaluation.comparison import beside
 from ..evaluation.intervals import bootstrap, resampled_means
 
 # %% ../../nbs/50_causal/38_judged.ipynb #fe92ed15
@@ -69,15 +69,9 @@ def judge(
 # %% ../../nbs/50_causal/38_judged.ipynb #b79000dc
 def _beside_first(out: pd.DataFrame, error: pd.DataFrame, seed: int) -> pd.DataFrame:
     "p_holm and verdict of each estimator against the one in the first row"
-    out["p_holm"], out["verdict"] = np.nan, ""
-    if len(out) < 2:
-        return out
     tables = {k: pd.DataFrame({"user_id": error.index, "error": error[k]}) for k in error}
-    tests = compare(tables, out.estimator[0], "error", seed=seed).set_index("a")
-    p = out.estimator[1:].map(tests.p_holm).to_numpy()
-    out.loc[1:, "p_holm"] = p
-    out.loc[1:, "verdict"] = np.where(p < 0.05, "worse", "not told apart")
-    return out
+    found = beside(tables, out.estimator[0], "error", good=-1, seed=seed).set_index("method")
+    return out.join(found[["p_holm", "verdict"]], on="estimator")
 
 # %% ../../nbs/50_causal/38_judged.ipynb #65cf8c15
 def ranks(

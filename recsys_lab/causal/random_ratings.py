@@ -19,7 +19,7 @@ from .propensity import fit_propensity
 from .ratings import weighted_r2, weights_of
 from ..data.interactions import Interactions
 from ..data.split import PARTS, Split, hold_out
-from ..evaluation.comparison import holm
+from ..evaluation.comparison import holm, verdicts
 from ..evaluation.intervals import bootstrap_p, resampled_counts
 from ..evaluation.metrics import auc, ndcg
 from ..evaluation.pairs import pair_truth, weighted_auc
@@ -165,10 +165,7 @@ def random_board(
 # %% ../../nbs/50_causal/04a_random_ratings.ipynb #c41eed06
 def _with_verdicts(board: pd.DataFrame, level: float) -> pd.DataFrame:
     "Holm's correction over all comparisons of a board"
-    tested = board["control"] != ""
-    board.loc[tested, "p_holm"] = holm(board.loc[tested, "p"].to_numpy())
-    gain = np.where(board["metric"].isin(ERRORS), -1, 1) * board["difference"]
-    told = tested & (board["p_holm"] < level)
-    words = [told & (gain > 0), told, tested]
-    board["verdict"] = np.select(words, ["better", "worse", "not told apart"], "")
+    board["p_holm"] = holm(board["p"])
+    good = np.where(board["metric"].isin(ERRORS), -1, 1)
+    board["verdict"] = verdicts(board["difference"], board["p_holm"], good, level)
     return board
