@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from ..core.settings import FLAG, UNIT, Setting
+from ..core.settings import FLAG, SHARE, UNIT, Setting
 from ..data.interactions import Histories
 from .sasrec import SHAPE, Transformer, check_heads
 from .sequence import SequenceRecommender
@@ -35,8 +35,8 @@ class Cloze(Transformer):
         W = self.items.weight
         return W if self.bias is None else torch.cat([W, self.bias], 1)
 
-    def forward(self, items: Tensor, size: Tensor, at=None) -> Tensor:
-        h = super().forward(items, size, at=at)
+    def forward(self, items: Tensor, size: Tensor, at=None, bias=None) -> Tensor:
+        h = super().forward(items, size, at=at, bias=bias)
         return h if self.bias is None else F.pad(h, (0, 1), value=1.0)
 
 # %% ../../nbs/40_models/42_bert4rec.ipynb #8a8d790e
@@ -44,7 +44,7 @@ class BERT4Rec(SequenceRecommender):
     "Bidirectional self-attention that fills gaps"
 
     _settings = SHAPE | {
-        "mask": Setting("a number above 0 and below 1", lambda v: 0 < v < 1),
+        "mask": Setting("a number above 0 and below 1", lambda v: SHARE.holds(v) and v > 0),
         "last": UNIT,
         "bias": FLAG,
     }
