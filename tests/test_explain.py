@@ -13,6 +13,7 @@ from recsys_lab.explain.explain import explain
 from recsys_lab.explain.explanation import Explanation
 from recsys_lab.explain.methods import METHODS, attribute, methods_for
 from recsys_lab.explain.subsets import history_sums, keep, owner, target_scores
+from recsys_lab.models.bert4rec import BERT4Rec
 from recsys_lab.models.ease import EASE
 from recsys_lab.models.ials import IALS
 from recsys_lab.models.itemknn import ItemKNN
@@ -29,6 +30,10 @@ MODELS = {
     "userknn": lambda: UserKNN(neighbours=10),
     "multvae": lambda: MultVAE(dim=4, hidden=8, epochs=3),
     "sasrec": lambda: SASRec(dim=8, epochs=3, window=8),
+    "sasrec-timed": lambda: SASRec(
+        dim=8, epochs=3, lr=0.1, window=8, positions="rotary", times=True
+    ),
+    "bert4rec": lambda: BERT4Rec(dim=8, epochs=3, window=8),
 }
 QUICK = {"shapley": {"permutations": 4}, "gate-shapley": {"samples": 2}, "lime": {"samples": 60}}
 QUICK |= {"shap": {"budget": 60}, "lxr": {"epochs": 1}}
@@ -107,8 +112,9 @@ def test_leaving_out_is_rescoring(model):
     told = attribute(fitted(model), some, asked, "loo").values
     one = fitted(model)
     for place, row in enumerate(owner(some)):
-        rest = np.delete(some[row], place - some.offsets[row])
-        whole, left = one._score_histories(Histories.from_lists([some[row], rest]))[:, asked[row]]
+        here = slice(*some.offsets[row : row + 2])
+        both = [(x, np.delete(x, place - here.start)) for x in (some.items[here], some.times[here])]
+        whole, left = one._score_histories(Histories.from_lists(*both))[:, asked[row]]
         assert told[place] == pytest.approx(whole - left, abs=1e-4)
 
 

@@ -20,6 +20,7 @@ from ..data.interactions import Histories
 from .gates import gate_blocks, gated, gated_scores, state_scores
 from .subsets import _check_targets
 from ..models.base import Recommender
+from ..models.bert4rec import BERT4Rec
 from ..models.multvae import MultVAE
 from ..models.neural import own_seed
 from ..models.sasrec import SASRec
@@ -53,9 +54,9 @@ def gate_base(
 # %% ../../nbs/60_explain/06_attribution.ipynb #c0f0108d
 def _one_pass(model: SASRec, f, gates: Tensor, given: tuple) -> Tensor:  # (b, L)
     "Integrated gradients of a gated sequence, the integral done by hand"
-    items, real, targets = given
+    items, real = given[:2]
     gates.requires_grad_()
-    score = state_scores(model, gates, items, real, targets)
+    score = state_scores(model, gates, *given)
     newer = (real.sum(1, keepdim=True) - 1 - torch.arange(items.shape[1])).clamp_min(0)
     asked = score * real / (newer + 1)
     seen = torch.autograd.grad(asked.sum(), gates)[0]
@@ -74,7 +75,7 @@ def integrated_gradients(
         return _attributed(model, histories, targets, partial(_one_pass, model))
     if (steps := 32 if steps is None else steps) < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    power = 2 if isinstance(model, MultVAE) else 1
+    power = 2 if isinstance(model, MultVAE | BERT4Rec) else 1
 
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         way = IntegratedGradients(lambda a, *more: f(a**power, *more))

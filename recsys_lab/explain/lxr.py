@@ -31,14 +31,14 @@ from ..training.learner import Callback, Learner
 def mask_parts(
     f,  # What `gated` gave: (gates, items, real, targets) -> scores
     mask: Tensor,  # In [0, 1], shape (b, L)
-    batch: tuple[Tensor, ...],  # items (b, L), real (b, L), targets (b,), base (b,)
+    batch: tuple[Tensor, ...],  # items and real (b, L), targets and base (b,); times where used
     unit: float,  # c: scores of this size count as 1
 ) -> Tensor:  # Means over the batch, shape (3,)
     "How badly the kept part keeps the score, how well the rest still reaches it, and the size"
-    items, real, targets, base = batch
-    both = torch.cat([mask, 1 - mask])
-    scores = f(both, items.repeat(2, 1), real.repeat(2, 1), targets.repeat(2))
-    kept, rest = ((scores - base.repeat(2)) / unit).chunk(2)
+    items, real, targets, base, *times = batch
+    both, twice = torch.cat([mask, 1 - mask]), lambda x: x.repeat(2, *[1] * (x.dim() - 1))
+    scores = f(both, *map(twice, (items, real, targets, *times)))
+    kept, rest = ((scores - twice(base)) / unit).chunk(2)
     size = (mask * real).sum(1) / real.sum(1)
     return torch.stack([-F.logsigmoid(kept).mean(), F.logsigmoid(rest).mean(), size.mean()])
 
@@ -96,8 +96,10 @@ class GateBatches:
                 "the scores do not depend on the histories; there is nothing to explain"
             )
         self.blocks = [
-            (items, real, wanted, torch.as_tensor(base[rows]).float())
-            for rows, _, items, real, wanted in gate_blocks(model, histories, targets, budget)
+            (items, real, wanted, torch.as_tensor(base[rows]).float(), *times)
+            for rows, _, items, real, wanted, *times in gate_blocks(
+                model, histories, targets, budget
+            )
         ]
 
     def __len__(self):
@@ -210,7 +212,8 @@ def values(
         raise RuntimeError("LXR has not been trained; call fit() first")
     targets = _check_targets(self.model, histories, targets)
     out = np.zeros(len(histories.items))
-    for _, place, items, real, wanted in gate_blocks(self.model, histories, targets):
+    for _, place, *given in gate_blocks(self.model, histories, targets):
+        items, real, wanted = given[:3]
         out[place] = torch.sigmoid(self.net(items, real, wanted).double())[real].numpy()
     return out
 

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from ..data.interactions import Histories, ragged_index
 from .subsets import _check_targets, keep, leave_one_out, owner, target_scores
 from ..models.base import Recommender
-from ..models.sasrec import SASRec
+from ..models.sequence import SequenceRecommender
 
 # %% ../../nbs/60_explain/04_removal.ipynb #6276f33d
 def base_scores(
@@ -43,7 +43,7 @@ def _reach(model: Recommender) -> int:
 
 
 @_reach.register
-def _(model: SASRec) -> int:
+def _(model: SequenceRecommender) -> int:
     return model.window + 1  # The first one outside moves in
 
 

@@ -22,7 +22,7 @@ from ..evaluation.intervals import bootstrap
 from .stability import Explain, alike
 from ..models.base import Recommender, Unsupported
 from ..models.neural import NeuralRecommender
-from ..models.sasrec import SASRec
+from ..models.sequence import SequenceRecommender
 from ..models.weights import ItemWeights
 
 # %% ../../nbs/60_explain/52_sanity.ipynb #2b00241a
@@ -80,7 +80,8 @@ def layers(
 ) -> list[str]:  # From the output to the input
     "Names of a network's layers; a table that is both output and input comes first"
     names = list(dict.fromkeys(_layer(n) for n, _ in model.net.named_parameters()))[::-1]
-    return sorted(names, key=lambda n: n != "items") if isinstance(model, SASRec) else names
+    tied = isinstance(model, SequenceRecommender)
+    return sorted(names, key=lambda n: n != "items") if tied else names
 
 
 @torch.no_grad()

@@ -15,15 +15,15 @@ import torch
 
 from ..data.interactions import Histories
 from ..models.base import Recommender
+from ..models.bert4rec import BERT4Rec
 from recsys_lab.models.factors import (
     FactorRecommender,
     blocks_by_length,
-    padded,
     solve_rows,
     unique_histories,
 )
 from ..models.multvae import MultVAE, input_rows
-from ..models.sasrec import SASRec
+from ..models.sequence import SequenceRecommender
 from ..models.weights import ItemWeights
 
 # %% ../../nbs/60_explain/01_subsets.ipynb #3f9f360d
@@ -155,13 +155,24 @@ def _(model: MultVAE, histories: Histories, targets: np.ndarray) -> np.ndarray:
 @_target_scores.register
 @torch.no_grad()
 def _(
-    model: SASRec, histories: Histories, targets: np.ndarray, budget: int = 1 << 14
+    model: SequenceRecommender, histories: Histories, targets: np.ndarray, budget: int = 1 << 14
 ) -> np.ndarray:
+    if type(model)._products is not SequenceRecommender._products:
+        return _target_scores.dispatch(Recommender)(model, histories, targets)
     recent, out = histories.last(model.window), np.zeros(len(targets))
-    length = np.diff(recent.offsets)
-    for rows in blocks_by_length(length, budget):
-        items = torch.as_tensor(padded(recent.take(rows))[0]).long()
-        size = torch.as_tensor(length[rows]).long()
-        state = model.net(items, size)[torch.arange(len(rows)), size - 1]
-        out[rows] = (state * model.net.items.weight[torch.as_tensor(targets[rows])]).sum(1).numpy()
+    for rows in blocks_by_length(np.diff(recent.offsets), budget):
+        wanted = model._vectors(model.net)[torch.as_tensor(targets[rows])]
+        out[rows] = (model._newest_states(recent.take(rows)) * wanted).sum(1).cpu().numpy()
+    return out
+
+# %% ../../nbs/60_explain/01_subsets.ipynb #d7b57f48
+@_target_scores.register
+@torch.no_grad()
+def _(model: BERT4Rec, histories: Histories, targets: np.ndarray) -> np.ndarray:
+    out = _target_scores.dispatch(SequenceRecommender)(model, histories, targets)
+    if len(empty := np.flatnonzero(np.diff(histories.offsets) == 0)):
+        nothing = torch.zeros(1, 0, dtype=torch.int64)
+        alone = model._last_states(nothing, torch.tensor([0]))
+        wanted = model._vectors(model.net)[torch.as_tensor(targets[empty])]
+        out[empty] = (wanted * alone).sum(1).cpu().numpy()
     return out
