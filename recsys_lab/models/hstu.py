@@ -1,4 +1,4 @@
-"""Attention whose weights do not compete: each earlier item adds as much as it has to say, and how long ago it was taken counts for as much as what it is.
+"""Attention whose weights do not compete: each earlier item adds as much as it has to say, by what it is, how far back it stands and how long ago it was.
 
 Docs: https://recsys-lab.github.io/recsys_lab/40_models/hstu.html.md"""
 
