@@ -34,6 +34,8 @@ SMALL = {
     **dict.fromkeys(("drmf-dr", "drmf-mrdr", "drmf-eib"), RATINGS),
     "mmoe-shared": CLICKS
     | {"tasks": ["taken", "popularity"]},  # The contract's data have no ratings
+    "gru4rec-lstm": {"dim": 16, "hidden": 32, "dropout": 0.0, "lr": 0.01, "epochs": 40},
+    "bert4rec-teacher": SASREC | {"heads": 2, "epochs": 80},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
     "cause-marked": {
         "dim": 8,
