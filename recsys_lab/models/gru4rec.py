@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
         widths = pairwise([dim] + [hidden] * layers)
         self.cells = nn.ModuleList(CELLS[cell](a, b, batch_first=True) for a, b in widths)
         self.drop = Dropout(dropout)
-        nn.init.normal_(self.items.weight, std=0.02)
+        nn.init.normal_(self.items.weight, std=dim**-0.5)
 
     def forward(self, items: Tensor, size: Tensor) -> Tensor:  # (b, L), (b,) -> (b, L, d)
         x = self.items(items)
