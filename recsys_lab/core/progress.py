@@ -12,7 +12,6 @@ import os
 import sys
 
 from tqdm import tqdm
-from tqdm.notebook import tqdm as notebook_tqdm
 
 # %% ../../nbs/00_core/03_progress.ipynb #e180d5a2
 def place() -> str:  # "notebook", "bar" or "quiet"
@@ -33,6 +32,7 @@ def progress(
     unit: str = "it",  # What is counted
 ):  # Iterates over `items`; has `set_postfix(**values)` wherever it is shown
     "Iterate with progress and the time that remains"
-    kind = place()
-    make = notebook_tqdm if kind == "notebook" else tqdm
+    kind, make = place(), tqdm
+    if kind == "notebook":
+        from tqdm.notebook import tqdm as make  # Loads the widgets
     return make(items, desc=what, total=total, unit=unit, disable=kind == "quiet", leave=False)

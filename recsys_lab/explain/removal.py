@@ -11,8 +11,7 @@ __all__ = ['ENOUGH', 'base_scores', 'loo', 'loi', 'shapley_exact', 'shapley_samp
 from functools import singledispatch
 
 import numpy as np
-from scipy.special import binom
-from scipy.stats import t as student
+from scipy.special import binom, stdtrit
 
 from ..data.interactions import Histories, ragged_index
 from .subsets import _check_targets, keep, leave_one_out, owner, target_scores
@@ -196,4 +195,4 @@ def half_width(
     if len(samples) < ENOUGH:
         raise ValueError(f"{len(samples)} permutations are too few; take at least {ENOUGH}")
     error = standard_error(samples)  # Itself an estimate from few pairs: Student's t, not 1.96
-    return student.ppf((1 + level) / 2, len(samples) // 2 - 1) * error
+    return stdtrit(len(samples) // 2 - 1, (1 + level) / 2) * error

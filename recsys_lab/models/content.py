@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from fastcore.basics import patch
-from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.preprocessing import normalize
 
 from ..core.params import did_you_mean
 from ..core.settings import NOT_NEGATIVE, UNIT, one_of
@@ -67,6 +65,9 @@ def tfidf_vectors(
     weight: np.ndarray,  # Of each term, at least 0, shape (n_terms,)
 ) -> sp.csr_matrix:  # Rows of length 1, or 0 for an item without terms; float32
     "Rare terms count more, long descriptions do not"
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.preprocessing import normalize
+
     w = TfidfTransformer(norm=None).fit_transform(counts) @ sp.diags_array(weight)
     return normalize(w).astype(np.float32).tocsr()
 

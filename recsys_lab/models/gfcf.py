@@ -12,7 +12,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from ..core.device import pick_device
@@ -38,6 +37,8 @@ def smoothest(
 ) -> np.ndarray:  # Orthonormal columns, float32, shape (n_items, f)
     "Right singular vectors of the largest singular values"
     f = min(factors, min(N.shape) - 1)
+    from sklearn.utils.extmath import randomized_svd
+
     return randomized_svd(N, f, n_iter=4, random_state=seed)[2].T.astype(np.float32)
 
 # %% ../../nbs/40_models/21_gfcf.ipynb #1c2b2389
