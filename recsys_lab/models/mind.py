@@ -222,7 +222,7 @@ _RULES = {
     "sharpness": or_none(NOT_NEGATIVE),
 }
 
-
+# %% ../../nbs/40_models/45_mind.ipynb #f60e20e5
 class MIND(MultiInterest):
     "Multi-interest network with dynamic routing"
 
