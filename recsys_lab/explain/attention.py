@@ -41,12 +41,12 @@ def layer_weights(
     times: Tensor | None = None,  # Seconds, (b, L)
 ) -> list[Tensor]:  # Each (b, heads, L, L)
     "What each block of a transformer looks at"
-    items, size = items.to(net.items.weight.device), size.to(net.items.weight.device)
-    real = torch.arange(items.shape[1], device=size.device) < size[:, None]
+    device = net.items.weight.device
+    items, size, times = (x if x is None else x.to(device) for x in (items, size, times))
     x, out = net.begin(items, size), []
-    for block, bias in zip(net.blocks, net.biases(times), strict=True):
-        out.append(block.weights(block.norm1(x), real, bias=bias).cpu())
-        x = block(x, real, bias=bias)
+    for block, seen in zip(net.blocks, net.seen(items, size, times), strict=True):
+        out.append(block.weights(block.norm1(x), seen).cpu())
+        x = block(x, seen)
     return out
 
 # %% ../../nbs/60_explain/07_attention.ipynb #e56a81d3

@@ -40,8 +40,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, real=None, at=None, bias=None) -> Tensor:  # See `attend`
-        y = self.attend(self.norm1(x), real, at, bias)
+    def forward(self, x: Tensor, seen=None, at=None) -> Tensor:  # See `attend`
+        y = self.attend(self.norm1(x), seen, at)
         x = (x if at is None else rows_at(x, at)) + self.drop(y)
         return x + self.drop(self.down(self.drop(F.gelu(self.up(self.norm2(x))))))
 
@@ -53,9 +53,10 @@ def split(
     at: Tensor | None = None,  # Places that look, (b, m); None: all
 ) -> tuple[Tensor, Tensor, Tensor]:  # Each (b, heads, L or m, d / heads)
     "Queries, keys and values of each head"
-    heads = lambda x: x.unflatten(2, (self.heads, -1)).transpose(1, 2)
-    q, k, v = self.qkv(x).chunk(3, dim=2)
-    q, k, v = map(heads, (q if at is None else rows_at(q, at), k, v))
+    (b, n, d), qkv = x.shape, self.qkv(x)
+    q, k, v = qkv.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    if at is not None:
+        q = rows_at(qkv[:, :, :d], at).unflatten(2, (self.heads, -1)).transpose(1, 2)
     if self.rotary:
         place = torch.arange(x.shape[1], device=x.device)
         q, k = rotary(q, place if at is None else at.unsqueeze(1)), rotary(k, place)
@@ -69,44 +70,42 @@ def rows_at(x: Tensor, at: Tensor) -> Tensor:  # (b, L, d), (b, m) -> (b, m, d)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #2666f1e3
 @patch
-def seen(
-    self: Block, x: Tensor, real: Tensor | None, at: Tensor | None, bias: Tensor | None
-) -> Tensor | None:  # bool, or numbers where there is a bias; None: all see all
-    "Who sees whom"
-    seen = None if real is None else real[:, None, None]
-    if self.causal:
-        place = torch.arange(x.shape[1], device=x.device)
-        seen = place <= (place.unsqueeze(1) if at is None else at[:, None, :, None])
-    if bias is None:
-        return seen
-    if at is not None and bias.shape[2] > 1:
-        bias = bias.take_along_dim(at[:, None, :, None], 2)
-    return bias if seen is None else bias.masked_fill(~seen, -torch.inf)
-
-# %% ../../nbs/40_models/16_sasrec.ipynb #3aca3ffe
-@patch
 def attend(
     self: Block,
     x: Tensor,  # Shape (b, L, d)
-    real: Tensor | None = None,  # Not padding? Only asked where `causal` is False, (b, L)
+    seen: Tensor
+    | None = None,  # bool or added, (b or 1, 1 or heads, 1 or L, L); None: see `causal`
     at: Tensor | None = None,  # Places that look, (b, m); None: all
-    bias: Tensor | None = None,  # Added to the agreement, (b, 1 or heads, 1 or L, L)
 ) -> Tensor:  # Shape (b, L, d) or (b, m, d)
     "What places see of one another"
     q, k, v = self.split(x, at)
     p = self.attention_dropout if self.training else 0.0
-    if self.causal and at is None and bias is None:
+    if self.causal and seen is None and at is None:
         y = causal_attention(q, k, v, p)
     else:
-        y = attention(q, k, v, self.seen(x, real, at, bias), p)
+        y = attention(q, k, v, self.seen_at(seen, at, x), p)
     return self.out(y.transpose(1, 2).flatten(2))
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #913579eb
+@patch
+def seen_at(self: Block, seen: Tensor | None, at: Tensor | None, x: Tensor) -> Tensor | None:
+    "The rows of `seen` that are asked for; if there is none, what `causal` says"
+    if seen is not None:
+        return (
+            seen
+            if at is None or seen.shape[2] == 1
+            else seen.take_along_dim(at[:, None, :, None], 2)
+        )
+    if self.causal:
+        place = torch.arange(x.shape[1], device=x.device)
+        return place <= (place[:, None] if at is None else at[:, None, :, None])
 
 
 @patch
-def weights(self: Block, x: Tensor, real=None, at=None, bias=None) -> Tensor:
-    "How much places look at one another, (b, heads, L or m, L), rows sum to 1; given as to `attend`"
+def weights(self: Block, x: Tensor, seen=None, at=None) -> Tensor:  # Given as to `attend`
+    "How much places look at one another, (b, heads, L or m, L), rows sum to 1"
     q, k, _ = self.split(x, at)
-    return attention_weights(q, k, self.seen(x, real, at, bias))
+    return attention_weights(q, k, self.seen_at(seen, at, x))
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #4b720e57
 class Transformer(nn.Module):
@@ -124,6 +123,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         turned, self.window = positions == "rotary", window
+        self.causal = block.get("causal", True)
         self.items = nn.Embedding(n_items, dim)
         self.places = nn.Embedding(window, dim) if positions == "learned" else None
         self.blocks = nn.ModuleList(Block(dim, **block, rotary=turned) for _ in range(blocks))
@@ -148,29 +148,41 @@ def begin(self: Transformer, items: Tensor, size: Tensor) -> Tensor:  # (b, L), 
         x = x + self.places(place.clamp_(max=self.window - 1))
     return self.drop(x)
 
-
+# %% ../../nbs/40_models/16_sasrec.ipynb #1bb83d4c
 @patch
-def biases(self: Transformer, times: Tensor | None, bias: Tensor | None = None) -> list:
-    "What is added to the agreement in each block: the gaps' numbers and what is given; or None"
-    if self.gaps is None or times is None:
-        return [bias] * len(self.blocks)
-    table = self.gaps(times)
-    return list(table if bias is None else table + bias)
-
-# %% ../../nbs/40_models/16_sasrec.ipynb #a40c6add
-@patch
-def forward(
+def seen(
     self: Transformer,
     items: Tensor,  # Codes, (b, L)
     size: Tensor,  # How many of each row are real, (b,)
     times: Tensor | None = None,  # Seconds, (b, L); None: nobody knows
+    bias: Tensor | None = None,  # Added to the agreement, (b, 1, 1 or L, L)
+) -> list[Tensor | None]:  # As `Block.attend` wants it
+    "Who sees whom in each block, and what the gaps between times add"
+    n, every = items.shape[1], len(self.blocks)
+    if self.gaps is not None and times is not None:
+        bias = self.gaps(times) if bias is None else self.gaps(times) + bias
+    if self.causal and bias is None:
+        return [None] * every
+    if self.causal:
+        table = bias + torch.full((n, n), -torch.inf, device=items.device).triu_(1)
+    else:
+        real = (torch.arange(n, device=items.device) < size.unsqueeze(1))[:, None, None]
+        table = real if bias is None else bias.masked_fill(~real, -torch.inf)
+    return list(table) if table.dim() == 5 else [table] * every
+
+# %% ../../nbs/40_models/16_sasrec.ipynb #069def35
+@patch
+def forward(
+    self: Transformer,
+    items: Tensor,  # As for `seen`
+    size: Tensor,
+    times: Tensor | None = None,
     at: Tensor | None = None,  # Places whose states are wanted, (b, m); None: all
-    bias: Tensor | None = None,  # As for `Block.attend`, in every block
+    bias: Tensor | None = None,
 ) -> Tensor:  # Shape (b, L, d) or (b, m, d)
-    real = torch.arange(items.shape[1], device=items.device) < size.unsqueeze(1)
-    x, last = self.begin(items, size), len(self.blocks) - 1
-    for i, (block, added) in enumerate(zip(self.blocks, self.biases(times, bias), strict=True)):
-        x = block(x, real, at if i == last else None, added)
+    x, last = self.begin(items, size), self.blocks[-1]
+    for block, seen in zip(self.blocks, self.seen(items, size, times, bias), strict=True):
+        x = block(x, seen, at if block is last else None)
     return self.norm(x)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #af2ab9aa
