@@ -17,10 +17,20 @@ from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, Sh
 from torch import Tensor
 
 from ..data.interactions import Histories
-from .gates import gate_blocks, gated, gated_scores, state_scores
+from recsys_lab.explain.gates import (
+    FoldGates,
+    frozen,
+    gate_blocks,
+    gated,
+    gated_scores,
+    presence,
+    state_scores,
+)
 from .subsets import _check_targets
 from ..models.base import Recommender
 from ..models.bert4rec import BERT4Rec
+from ..models.factors import FactorRecommender
+from ..models.layers import wide_products
 from ..models.multvae import MultVAE
 from ..models.neural import own_seed
 from ..models.sasrec import SASRec
@@ -36,10 +46,13 @@ def _attributed(
     "Contributions of one method, block by block"
     targets, f = _check_targets(model, histories, targets), gated(model)
     out = np.zeros(len(histories.items))
-    budget = max(1, (1 << 12 if model.uses_order else 1 << 15) // copies)
-    for _, place, *given in gate_blocks(model, histories, targets, budget):
-        gates = torch.ones(given[1].shape, dtype=torch.float64)
-        out[place] = explain(f, gates, tuple(given)).detach()[given[1]].numpy()
+    large = 11 if model.uses_order else 12 if isinstance(model, FactorRecommender) else 15
+    budget = max(1, (1 << large) // copies)
+    with frozen(model):
+        for _, place, *given in gate_blocks(model, histories, targets, budget):
+            gates = torch.ones(given[1].shape, dtype=torch.float64)
+            with wide_products(gates.numel() * copies if model.uses_order else 0):
+                out[place] = explain(f, gates, tuple(given)).detach()[given[1]].numpy()
     return out
 
 
@@ -54,14 +67,44 @@ def gate_base(
 # %% ../../nbs/60_explain/06_attribution.ipynb #c0f0108d
 def _one_pass(model: SASRec, f, gates: Tensor, given: tuple) -> Tensor:  # (b, L)
     "Integrated gradients of a gated sequence, the integral done by hand"
-    items, real = given[:2]
-    gates.requires_grad_()
-    score = state_scores(model, gates, *given)
-    newer = (real.sum(1, keepdim=True) - 1 - torch.arange(items.shape[1])).clamp_min(0)
-    asked = score * real / (newer + 1)
-    seen = torch.autograd.grad(asked.sum(), gates)[0]
-    taken = asked / newer.clamp_min(1)
+    real = given[1]
+    score = state_scores(model, gates.requires_grad_(), *given)
+    left = real.sum(1, keepdim=True) - torch.arange(real.shape[1])  # Newer ones and itself
+    share = real / left.clamp_min(1).to(gates)
+    seen = torch.autograd.grad(score, gates, share)[0]
+    asked = score.detach() * share
+    taken = asked / (left - 1).clamp_min_(1)
     return asked - (taken.cumsum(1) - taken) + seen
+
+# %% ../../nbs/60_explain/06_attribution.ipynb #6d977a1f
+def _stepped(f: Callable, gates: Tensor, given: tuple, steps: int, power: int = 1) -> Tensor:
+    "Integrated gradients by Captum, in the roots of the gates where `power` is 2"
+    way = IntegratedGradients(lambda a, *more: f(a**power, *more))
+    return way.attribute(gates, additional_forward_args=given, n_steps=steps)
+
+
+def _fold_slopes(f: FoldGates, given: tuple, t: Tensor, weight: Tensor) -> Tensor:  # (b, L)
+    "Slopes of a least squares fit with all gates at each point t, weighted and added up"
+    items, real, targets = given
+    rows = f.rows(items) * real[:, :, None]
+    M = rows.mT @ rows
+    M.diagonal(dim1=1, dim2=2).add_(f.reg * real.sum(1, keepdim=True))
+    right = torch.stack([f.V[targets], rows.sum(1)], 2)
+    a, u = torch.linalg.solve(f.common + t[:, None, None] * M[:, None], right[:, None]).unbind(3)
+    u = u * t[:, None]  # Each (b, points, d)
+    slope = (rows @ a.mT) * (1 - rows @ u.mT) - f.reg * (a * u).sum(2)[:, None]
+    return (slope @ weight) * real
+
+
+def _fold_way(t, weight, otherwise: Callable) -> Callable:  # For `_attributed`
+    "Slopes at these points; a block with an item that came twice is explained otherwise"
+
+    def explain(f: FoldGates, gates: Tensor, given: tuple) -> Tensor:
+        if (presence(gates, *given[:2]) != given[1]).any():
+            return otherwise(f, gates, given)
+        return _fold_slopes(f, given, *map(torch.as_tensor, (t, weight)))
+
+    return explain
 
 # %% ../../nbs/60_explain/06_attribution.ipynb #73722642
 def integrated_gradients(
@@ -75,13 +118,11 @@ def integrated_gradients(
         return _attributed(model, histories, targets, partial(_one_pass, model))
     if (steps := 32 if steps is None else steps) < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    power = 2 if isinstance(model, MultVAE | BERT4Rec) else 1
-
-    def explain(f, gates: Tensor, given: tuple) -> Tensor:
-        way = IntegratedGradients(lambda a, *more: f(a**power, *more))
-        return way.attribute(gates, additional_forward_args=given, n_steps=steps)
-
-    return _attributed(model, histories, targets, explain, steps)
+    way = partial(_stepped, steps=steps, power=2 if isinstance(model, MultVAE | BERT4Rec) else 1)
+    if not isinstance(model, FactorRecommender):
+        return _attributed(model, histories, targets, way, steps)
+    t, weight = np.polynomial.legendre.leggauss(steps)
+    return _attributed(model, histories, targets, _fold_way((t + 1) / 2, weight / 2, way), 4)
 
 # %% ../../nbs/60_explain/06_attribution.ipynb #2cea8b2e
 def input_x_gradient(
@@ -94,6 +135,8 @@ def input_x_gradient(
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         return InputXGradient(f).attribute(gates.requires_grad_(), additional_forward_args=given)
 
+    if isinstance(model, FactorRecommender):
+        explain = _fold_way(np.ones(1), np.ones(1), explain)
     return _attributed(model, histories, targets, explain)
 
 # %% ../../nbs/60_explain/06_attribution.ipynb #97b2168a
