@@ -155,14 +155,15 @@ def _(model: MultVAE, histories: Histories, targets: np.ndarray) -> np.ndarray:
 @_target_scores.register
 @torch.no_grad()
 def _(
-    model: SequenceRecommender, histories: Histories, targets: np.ndarray, budget: int = 1 << 14
+    model: SequenceRecommender, histories: Histories, targets: np.ndarray, budget: int = 1 << 12
 ) -> np.ndarray:
     if type(model)._products is not SequenceRecommender._products:
         return _target_scores.dispatch(Recommender)(model, histories, targets)
-    recent, out = histories.last(model.window), np.zeros(len(targets))
-    for rows in blocks_by_length(np.diff(recent.offsets), budget):
-        wanted = model._vectors(model.net)[torch.as_tensor(targets[rows])]
-        out[rows] = (model._newest_states(recent.take(rows)) * wanted).sum(1).cpu().numpy()
+    length = np.minimum(np.diff(histories.offsets), model.window)
+    V, out = model._vectors(model.net), np.zeros(len(targets))
+    for rows in blocks_by_length(length, budget):
+        wanted = V[torch.as_tensor(targets[rows])]
+        out[rows] = (model._newest_states(histories.take(rows)) * wanted).sum(1).cpu().numpy()
     return out
 
 # %% ../../nbs/60_explain/01_subsets.ipynb #d7b57f48

@@ -122,9 +122,10 @@ def _newest_states(
     recent = histories.last(self.window)
     to = lambda x: torch.as_tensor(np.asarray(x), device=device).long()
     items, size = to(padded(recent)[0]), to(np.diff(recent.offsets))
-    places = Histories(np.arange(len(recent.items)), recent.offsets)
-    times = (to(input_times(recent)[padded(places)[0]]),) if self.uses_times else ()
-    return self._last_states(items, size, *times)
+    if not self.uses_times:
+        return self._last_states(items, size)
+    times = padded(Histories(input_times(recent), recent.offsets))[0]
+    return self._last_states(items, size, to(times))
 
 
 @patch
