@@ -88,7 +88,7 @@ def _fold_slopes(f: FoldGates, given: tuple, t: Tensor, weight: Tensor) -> Tenso
     items, real, targets = given
     rows = f.rows(items) * real[:, :, None]
     M = rows.mT @ rows
-    M.diagonal(dim1=1, dim2=2).add_(f.reg * real.sum(1, keepdim=True))
+    M.diagonal(dim1=1, dim2=2).add_(f.reg * real.sum(1, keepdim=True, dtype=rows.dtype))
     right = torch.stack([f.V[targets], rows.sum(1)], 2)
     a, u = torch.linalg.solve(f.common + t[:, None, None] * M[:, None], right[:, None]).unbind(3)
     u = u * t[:, None]  # Each (b, points, d)
