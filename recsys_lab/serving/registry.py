@@ -115,6 +115,8 @@ def add(
     _check(Path(bundle))
     with _alone(self.folder):
         home = self.folder / "versions"
+        for left in home.glob(".*.tmp"):  # by somebody who was killed here: the lock is ours
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         taken = [int(p.stem) for p in home.glob("[0-9]*") if p.stem.isdecimal()]
         version = _name(1 + max(taken, default=0))
         with atomic_folder(home / version) as temp:
