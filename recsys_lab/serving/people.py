@@ -7,16 +7,16 @@ Docs: https://recsys-lab.github.io/recsys_lab/90_serving/people.html.md"""
 # %% auto #0
 __all__ = ['Id', 'MOST_K', 'MOST_ITEMS', 'MOST_FILTERS', 'EXAMPLES', 'Ask', 'Person', 'person_of']
 
-# %% ../../nbs/90_serving/40_people.ipynb #ef8bdf29
+# %% ../../nbs/90_serving/40_people.ipynb #06c2204e
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from .bundle import Bundle, codes_of
 
-# %% ../../nbs/90_serving/40_people.ipynb #b988c220
-Id = Annotated[int | str, Field(union_mode="left_to_right")]
+# %% ../../nbs/90_serving/40_people.ipynb #d6455313
+Id = StrictInt | Annotated[StrictStr, Field(max_length=200)]
 MOST_K, MOST_ITEMS, MOST_FILTERS = 200, 2_000, 10
 EXAMPLES = [
     {"user": 42, "k": 10},
