@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -75,6 +76,7 @@ CREATE INDEX IF NOT EXISTS by_user ON events (user, seq);
 PRAGMA user_version = 1;
 """
 COLUMNS = "key, user, item, kind, time, version"
+_fields = attrgetter(*COLUMNS.split(", "))
 
 
 def _connect(
@@ -148,7 +150,7 @@ def __repr__(self: EventLog):
 def _insert(self: EventLog, event: Event) -> bool:
     "Write one event inside a transaction; `False` when it is there already"
     names, db = f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", self._writer
-    if db.execute(f"{names} ON CONFLICT (key) DO NOTHING", astuple(event)).rowcount:
+    if db.execute(f"{names} ON CONFLICT (key) DO NOTHING", _fields(event)).rowcount:
         return True
     there = db.execute("SELECT user, item, kind FROM events WHERE key = ?", (event.key,)).fetchone()
     if there != (event.user, event.item, event.kind):
@@ -218,13 +220,14 @@ def submit(
     events: Iterable[Event],
 ) -> Future:  # Of what `append` returns; `asyncio.wrap_future` awaits it
     "Write events without waiting here"
-    if odd := [e for e in (events := list(events)) if not isinstance(e, Event)]:
+    events = list(events)
+    if odd := [e for e in events if not isinstance(e, Event)]:
         raise TypeError(f"events are of the class Event, got {odd[0]!r:.60}")
     with self._adding:
         if self._closed:
             raise Unavailable("the log is closed; open it again")
         try:
-            self._jobs.put_nowait(((events), future := Future()))
+            self._jobs.put_nowait((events, future := Future()))
         except queue.Full:
             raise Unavailable("10,000 calls wait for the disk; try again later") from None
     return future
@@ -311,7 +314,7 @@ def _day(self: EventLog, day: int, upto: int) -> bytes:
     out, after = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(out, schema, compression="zstd") as file:
         while rows := self._read(sql, after, upto, day * 86400, (day + 1) * 86400):
-            columns = [pa.array(c, t) for c, t in zip(zip(*rows, strict=True), schema.types)]
+            columns = [pa.array([r[i] for r in rows], t) for i, t in enumerate(schema.types)]
             file.write_table(pa.Table.from_arrays(columns, schema=schema))
             after = rows[-1][0]
     return out.getvalue().to_pybytes()
