@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, ShapleyValueSampling
 from torch import Tensor
 
 from ..data.interactions import Histories
@@ -30,7 +29,6 @@ from .subsets import _check_targets
 from ..models.base import Recommender
 from ..models.bert4rec import BERT4Rec
 from ..models.factors import FactorRecommender
-from ..models.layers import wide_products
 from ..models.multvae import MultVAE
 from ..models.neural import own_seed
 from ..models.sasrec import SASRec
@@ -51,8 +49,7 @@ def _attributed(
     with frozen(model):
         for _, place, *given in gate_blocks(model, histories, targets, budget):
             gates = torch.ones(given[1].shape, dtype=torch.float64)
-            with wide_products(gates.numel() * copies if model.uses_order else 0):
-                out[place] = explain(f, gates, tuple(given)).detach()[given[1]].numpy()
+            out[place] = explain(f, gates, tuple(given)).detach()[given[1]].numpy()
     return out
 
 
@@ -79,6 +76,8 @@ def _one_pass(model: SASRec, f, gates: Tensor, given: tuple) -> Tensor:  # (b, L
 # %% ../../nbs/60_explain/06_attribution.ipynb #6d977a1f
 def _stepped(f: Callable, gates: Tensor, given: tuple, steps: int, power: int = 1) -> Tensor:
     "Integrated gradients by Captum, in the roots of the gates where `power` is 2"
+    from captum.attr import IntegratedGradients
+
     way = IntegratedGradients(lambda a, *more: f(a**power, *more))
     return way.attribute(gates, additional_forward_args=given, n_steps=steps)
 
@@ -96,8 +95,12 @@ def _fold_slopes(f: FoldGates, given: tuple, t: Tensor, weight: Tensor) -> Tenso
     return (slope @ weight) * real
 
 
-def _fold_way(t, weight, otherwise: Callable) -> Callable:  # For `_attributed`
-    "Slopes at these points; a block with an item that came twice is explained otherwise"
+def _fold_way(
+    t: np.ndarray,  # Where on the way all gates stand, shape (points,)
+    weight: np.ndarray,  # Of each point, the same shape
+    otherwise: Callable,  # For a block with an item that came twice
+) -> Callable:  # For `_attributed`
+    "Slopes of a fit at these points, without autograd"
 
     def explain(f: FoldGates, gates: Tensor, given: tuple) -> Tensor:
         if (presence(gates, *given[:2]) != given[1]).any():
@@ -131,6 +134,7 @@ def input_x_gradient(
     targets: np.ndarray,  # Item code for each history, shape (n,)
 ) -> np.ndarray:  # float64, shape of `histories.items`
     "Slope of the score in each gate at the whole history"
+    from captum.attr import InputXGradient
 
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         return InputXGradient(f).attribute(gates.requires_grad_(), additional_forward_args=given)
@@ -147,6 +151,7 @@ def feature_ablation(
     many: int = 16,  # Gates closed in one pass of the model, each in its own copy
 ) -> np.ndarray:  # float64, shape of `histories.items`
     "What the score loses when one gate closes"
+    from captum.attr import FeatureAblation
 
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         one = min(many, gates.shape[1])
@@ -166,6 +171,7 @@ def gate_shapley(
     many: int = 16,  # Gates opened in one pass of the model, each in its own copy
 ) -> np.ndarray:  # float64, shape of `histories.items`; with `gate_base` it adds up to the score
     "Mean addition of each item over random orders (Štrumbelj & Kononenko 2010)"
+    from captum.attr import ShapleyValueSampling
 
     def explain(f, gates: Tensor, given: tuple) -> Tensor:
         one, sampler = min(many, gates.shape[1]), ShapleyValueSampling(f)

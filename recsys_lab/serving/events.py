@@ -143,7 +143,7 @@ def end(
 
 @patch
 def __repr__(self: EventLog):
-    return f"EventLog({self.path.name}, {self.end():,} events)"
+    return f"EventLog({self.path.name}, up to number {self.end()})"
 
 # %% ../../nbs/90_serving/30_events.ipynb #0b214c9b
 @patch
@@ -323,13 +323,13 @@ def _day(self: EventLog, day: int, upto: int) -> bytes:
 @patch
 def export(
     self: EventLog,
-    folder: Path | str,  # Gets `day=2026-01-31/events.parquet` and `exported.json`
+    folder: Path | str,  # Gets `day=2026-01-31/events.parquet` and `_exported.json`
 ) -> list[Path]:  # Files that were written
     "Write the days that have new events since the last export"
     folder, files = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / ".lock"):
-        state, upto = folder / "exported.json", self.end()
+        state, upto = folder / "_exported.json", self.end()
         after = read_json(state)["upto"] if state.exists() else 0
         sql = "SELECT DISTINCT CAST(time / 86400 AS INTEGER) FROM events WHERE seq > ? AND seq <= ?"
         for (day,) in sorted(self._read(sql, after, upto)):
