@@ -179,18 +179,13 @@ def _(model: BERT4Rec):
 
     def scores(gates: Tensor, items: Tensor, real: Tensor, targets: Tensor) -> Tensor:
         _inside(model, items.shape[1])
-        at, sign = (
-            real.sum(1, keepdim=True),
-            lambda x, value: F.pad(x, (0, 1)).scatter(1, at, value),
-        )
-        bias = opened(sign(gates * real, 1.0), sign(real, True)).to(device)
-        items, at, targets = (
-            sign(items, model.n_items).to(device),
-            at.to(device),
-            targets.to(device),
-        )
-        state = net(items, at.squeeze(1) + 1, at, bias)[:, 0]
-        return (state * net.vectors()[targets]).sum(1).to(gates)
+        at = real.sum(1, keepdim=True)
+        sign = lambda x, value: F.pad(x, (0, 1)).scatter(1, at, value)
+        bias = opened(sign(gates * real, 1.0), sign(real, True))
+        given = sign(items, model.n_items), at, bias, targets
+        asked, place, bias, wanted = (x.to(device) for x in given)
+        state = net(asked, place.squeeze(1) + 1, place, bias)[:, 0]
+        return (state * net.vectors()[wanted]).sum(1).to(gates)
 
     return scores
 
