@@ -16,6 +16,7 @@ import torch
 from ..data.interactions import Histories
 from ..models.base import Recommender
 from ..models.bert4rec import BERT4Rec
+from ..models.crossattention import CrossAttention
 from recsys_lab.models.factors import (
     FactorRecommender,
     blocks_by_length,
@@ -23,6 +24,7 @@ from recsys_lab.models.factors import (
     unique_histories,
 )
 from ..models.multvae import MultVAE, input_rows
+from ..models.neumf import PairScorer
 from ..models.sequence import SequenceRecommender
 from ..models.weights import ItemWeights
 
@@ -62,6 +64,11 @@ def leave_one_out(
 def _check_targets(model: Recommender, histories: Histories, targets) -> np.ndarray:
     "Codes of the items asked about, one a history"
     model._need_fit()
+    if not isinstance(histories, Histories):
+        raise TypeError(
+            f"histories must be Histories of item codes, got {type(histories).__name__}; "
+            "pass data.histories(), or Histories.from_lists([data.item_codes(ids)])"
+        )
     targets = np.asarray(targets, np.int64)
     if targets.shape != (len(histories),):
         raise ValueError(f"{targets.shape} targets for {len(histories)} histories; give one each")
@@ -76,9 +83,15 @@ def _target_scores(model: Recommender, histories: Histories, targets: np.ndarray
     out, step = np.empty(len(targets)), 1024
     for start in range(0, len(targets), step):
         rows = np.arange(start, min(start + step, len(targets)))
-        scores = np.asarray(model._score_histories(histories.take(rows)))
+        scores = _formula(model, histories.take(rows))
         out[rows] = scores[np.arange(len(rows)), targets[rows]]
     return out
+
+
+@singledispatch
+def _formula(model: Recommender, histories: Histories) -> np.ndarray:  # (n, n_items)
+    "Scores of the catalogue, those of an empty history by the model's own formula"
+    return np.asarray(model._score_histories(histories))
 
 # %% ../../nbs/60_explain/01_subsets.ipynb #720337ba
 def target_scores(

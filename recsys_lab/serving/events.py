@@ -55,12 +55,13 @@ class Event:
 # %% ../../nbs/90_serving/30_events.ipynb #636935f2
 def _check_event(event: Event):
     "Refuse what could not be stored or read back"
-    for name in ("key", "user", "item", "version"):
-        text = getattr(event, name)
-        if name == "version" and text is None:
-            continue
+    texts = (event.key, event.user, event.item, "-" if event.version is None else event.version)
+    for text in texts:
         if not isinstance(text, str) or not 0 < len(text) <= 200:
-            raise ValueError(f"{name} must be a text of 1 to 200 characters, got {text!r:.60}")
+            raise ValueError(
+                "key, user, item and version are texts of 1 to 200 characters, got "
+                f"{text!r:.60} in {event!r:.300}"
+            )
         text.encode()  # half of a character is a UnicodeEncodeError, which is a ValueError
     if event.kind not in KINDS:
         raise ValueError(f"kind {event.kind!r:.60}: {did_you_mean(str(event.kind), KINDS)}")
@@ -122,7 +123,7 @@ class EventLog:
 # %% ../../nbs/90_serving/30_events.ipynb #05213256
 @patch(as_prop=True)
 def _lock(self: EventLog) -> Path:
-    "The file whose lock a writer holds: waiting for it is a queue, and SQLite's own a lottery"
+    "The file whose lock a writer holds"
     return self.path.with_name(self.path.name + ".lock")
 
 
