@@ -13,6 +13,9 @@ from functools import singledispatch
 import numpy as np
 import torch
 
+from ..causal.macr import MACR
+from ..causal.pda import PDA
+from ..causal.relmf import RelMF
 from ..data.interactions import Histories
 from ..models.base import Recommender
 from ..models.bert4rec import BERT4Rec
@@ -178,6 +181,33 @@ def _(
         wanted = V[torch.as_tensor(targets[rows])]
         out[rows] = (model._newest_states(histories.take(rows)) * wanted).sum(1).cpu().numpy()
     return out
+
+# %% ../../nbs/60_explain/01_subsets.ipynb #b8b60d99
+@torch.no_grad()
+def _of_nobody(model: Recommender) -> np.ndarray:  # (1, n_items)
+    "Scores where no known person is similar"
+    if isinstance(model, PairScorer):
+        unknown = lambda x: x[model.n_users :] if len(x) > model.n_users else 0 * x[:1]
+        return model._against_all({k: unknown(x) for k, x in model.known.items()})
+    zeros = np.zeros((1, model.n_items), np.float32)
+    return model._ranked(zeros) if isinstance(model, PDA) else zeros
+
+
+@_formula.register(PairScorer)
+@_formula.register(MACR)
+@_formula.register(RelMF)
+@_formula.register(PDA)
+def _(model: Recommender, histories: Histories) -> np.ndarray:
+    scores = np.array(model._score_histories(histories))
+    alone = history_sums(model.popularity[histories.items] > 0, histories) == 0
+    if alone.any():
+        scores[alone] = _of_nobody(model)
+    return scores
+
+
+@_formula.register
+def _(model: CrossAttention, histories: Histories) -> np.ndarray:
+    return model._rescored(np.asarray(model.first._score_histories(histories)), histories)
 
 # %% ../../nbs/60_explain/01_subsets.ipynb #d7b57f48
 @_target_scores.register
