@@ -147,6 +147,26 @@ def _batch(self: Desk, jobs: list[tuple[Live, Ask]]) -> list[dict]:
 
 
 @patch
+def many(
+    self: Desk,
+    users: list | None,  # Ids; or
+    histories: list[list] | None,  # item ids, oldest first
+    k: int = 10,
+    filters: dict | None = None,
+    exclude_seen: bool = True,
+) -> list[dict]:  # In order
+    "Lists for many people in one call; their forms were checked together"
+    if (live := self.served.live) is None:
+        return [NOTHING] * len(users or histories)
+    shared = {"k": k, "filters": filters or {}, "exclude_seen": exclude_seen, "exclude": []}
+    if users is not None:
+        asks = [Ask.model_construct(user=u, history=None, **shared) for u in users]
+    else:
+        asks = [Ask.model_construct(user=None, history=h, **shared) for h in histories]
+    return self.lists(live, asks)
+
+
+@patch
 async def recommend(self: Desk, ask: Ask) -> dict:
     "One list; popularity where the model takes too long"
     if (live := self.served.live) is None:
