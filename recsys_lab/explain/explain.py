@@ -90,7 +90,7 @@ def explain(
     *,
     history=None,  # Item ids of one person, oldest first, instead of a user
     method: str | None = None,  # See `methods_for(model)`; None: the best founded one
-    k: int = 10,  # Reasons drawn; all are kept
+    k: int = 10,  # Reasons in the table; all are kept
     **options,  # Of the method, such as `permutations=64`
 ) -> Explanation:
     "Why a model gives an item its score, for one person"

@@ -49,7 +49,7 @@ class Explanation:
     instead_title: str = ""  # Its title
     seconds: float = math.nan  # What it cost
     warning: str = ""  # What to know before believing it
-    shown: int = 10  # Reasons drawn; all are kept
+    shown: int = 10  # Reasons in the table; all are kept
     signed: bool = True  # Do the signs say for and against? False: the numbers only order
 
     def __post_init__(self):
@@ -119,10 +119,9 @@ def gap(self: Explanation) -> float:
 # %% ../../nbs/60_explain/00_explanation.ipynb #47589b3f
 def _named(rows: pd.DataFrame) -> str:
     "Reasons with their numbers"
-    texts = [
-        f"{t or n} ({number(c, 3)})"
-        for t, n, c in zip(rows.title, rows.name, rows.contribution, strict=True)
-    ]
+    digits = lambda c: number(c, 3 if abs(c) >= 0.0005 else None)  # 0.0002 is not 0.000
+    each = zip(rows.title, rows.name, rows.contribution, strict=True)
+    texts = [f"{t or n} ({digits(c)})" for t, n, c in each]
     return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]
 
 
@@ -142,10 +141,10 @@ def sentence(
     "One sentence, every number of which stands in `parts`"
     what, rows = self.title or str(self.item), self.top(k, sure=True)
     if not rows.contribution.any():
-        said = self.warning or f"nothing in the input explains the score {number(self.score, 3)}"
+        said = f"nothing in the input explains the score {number(self.score, 3)}"
         if self.parts.contribution.any():
             said = "no reason is told apart from 0; draw more"
-        return f"{what}: {said}."
+        return f"{what}: {said if len(self) else self.warning or said}."
     if self.instead is not None:
         other = self.instead_title or self.instead
         return f"Without {_named(rows)}, {other} would stand where {what} stands."
@@ -157,7 +156,8 @@ def sentence(
 
 @patch
 def __str__(self: Explanation) -> str:
-    return f"{self.sentence()}{f' Beware: {self.warning}.' if self.warning else ''}"
+    said = self.sentence()
+    return f"{said} Beware: {self.warning}." if self.warning not in said else said
 
 # %% ../../nbs/60_explain/00_explanation.ipynb #fdc49ff6
 @patch

@@ -113,6 +113,15 @@ METHODS |= {
 }
 METHODS["genre"] = replace(METHODS["genre"], serves=_knows_genres)
 
+# %% ../../nbs/60_explain/20_methods.ipynb #b21e61ba
+def _nearest(name: str) -> str:
+    "The method whose title was given, or whose name is near"
+    plain = lambda text: text.lower().replace("_", " ").replace("-", " ").replace(",", "")
+    for key, method in METHODS.items():
+        if plain(str(name)) in plain(method.title):
+            return f"did you mean {key!r}, {method.title}?"
+    return did_you_mean(str(name), METHODS)
+
 # %% ../../nbs/60_explain/20_methods.ipynb #726509a9
 def methods_for(
     model: Recommender,
@@ -130,7 +139,7 @@ def method_for(
     if name is None:
         return able[0]
     if name not in METHODS:
-        raise ValueError(f"no method {name!r}; {did_you_mean(name, METHODS)}")
+        raise ValueError(f"no method {name!r}; {_nearest(name)}")
     if name not in able:
         raise Unsupported(f"{name!r} cannot explain {type(model).__name__}; these can: {able}")
     return name
