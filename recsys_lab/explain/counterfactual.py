@@ -83,18 +83,17 @@ def _beware(model: Recommender, row, n: int, limit: int, code) -> str:
     said = []
     if not row.size:
         sets = f"no set of at most {min(limit, n - 1)} of the {n} items"
-        said.append(
-            f"{sets} does it: proven"
-            if row.proven
-            else f"{sets} was found among {row.tried:,} scored; one may exist"
-        )
+        sure = f"{sets} does it: proven"
+        tried = f"{sets} was found among {row.tried:,} scored; one may exist"
+        alone = "the history is one item, and one must stay; give at least two"
+        said.append(alone if n == 1 else sure if row.proven else tried)
     elif not row.proven:
         said.append(f"fewer than {row.size} items may do; {row.tried:,} sets were scored")
     if code is not None and not model.by_history:
         scores = model.score(code)
         scores[:, model.histories.take(code).items] = -np.inf
         if (trained := int(scores.argmax())) != row.item:
-            other = model.item_ids[trained]
+            other = titles_of(model, [trained])[0] or model.item_ids[trained]
             said.append(f"of the history folded in; the trained vector puts {other} first")
     return "; ".join(said)
 

@@ -16,7 +16,7 @@ from scipy.special import comb
 
 from ..data.interactions import Histories
 from .question import CELLS, Question
-from .searches import each_place, first_that_flips, is_additive
+from .searches import each_place, first_that_flips, removals_add
 from .subsets import owner
 from ..models.factors import blocks_by_length, padded
 
@@ -114,4 +114,4 @@ def smallest(
     limit: int,  # Largest set
 ) -> tuple[np.ndarray, np.ndarray]:  # As `greedy`; the second says: is none smaller
     "The smallest set: by sorting where the score is a sum, else by trying"
-    return _by_sorting(q, limit) if q.leave and is_additive(q.model) else _by_trying(q, limit)
+    return _by_sorting(q, limit) if q.leave and removals_add(q.model) else _by_trying(q, limit)
