@@ -43,7 +43,9 @@ class VectorIndex:
         card: dict | None = None,  # What was measured when it was built
         threads: int = 1,  # Of one search
     ):
-        check_settings({"kind": kind, "threads": threads}, {"kind": one_of(*EFFORT), "threads": COUNT})
+        check_settings(
+            {"kind": kind, "threads": threads}, {"kind": one_of(*EFFORT), "threads": COUNT}
+        )
         self.index, self.kind, self.card, self.threads = index, kind, card or {}, threads
         self.n, self.d = index.ntotal, index.d
         self.store = faiss.downcast_index(index.storage) if kind == "hnsw" else index
@@ -51,9 +53,7 @@ class VectorIndex:
 
     def __repr__(self):
         r = self.card.get("recall")
-        seen = (
-            f", recall@{r['k']} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" if r else ""
-        )
+        seen = f", recall@{r['k']} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" if r else ""
         tuned = f", {EFFORT[self.kind]}={self.effort}" if EFFORT[self.kind] else ""
         return f"VectorIndex({self.kind}, {self.n:,} × {self.d}{tuned}{seen})"
 
@@ -291,6 +291,8 @@ def load(
     card = read_json(folder / "index.json")
     flag = faiss.IO_FLAG_MMAP_IFC if mapped else 0
     index = faiss.read_index(str(folder / "index.faiss"), flag)
-    out = cls(index, card["kind"], {k: card[k] for k in card if k not in ("kind", "n", "d")}, threads)
+    out = cls(
+        index, card["kind"], {k: card[k] for k in card if k not in ("kind", "n", "d")}, threads
+    )
     out.set_effort(card["effort"])
     return out.place()

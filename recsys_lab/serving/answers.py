@@ -81,7 +81,7 @@ def _from_model(live: Live, rows: list[Person], k: int, mask) -> list[Found]:
     parts = [(c[c >= 0], s[c >= 0]) for c, s in zip(codes, scores, strict=True)]
     return [Found(c, s, "model", p.unknown) for (c, s), p in zip(parts, rows, strict=True)]
 
-
+# %% ../../nbs/90_serving/41_answers.ipynb #c477eb40
 def _found(live: Live, rows: list[Person], k: int, filters: dict) -> list[Found]:
     "Lists for people who asked for the same length and filters"
     mask, out, word = live.mask(filters), {}, ""

@@ -172,7 +172,7 @@ def problem(error: Exception) -> Response:
     text = str(error.args[0]) if error.args else kind.__name__
     return reply({"error": text[:500]}, STATUS[kind], **wait)
 
-
+# %% ../../nbs/90_serving/60_app.ipynb #8c53002e
 def malformed(error: RequestValidationError) -> Response:
     "Which field is wrong and why; what was sent is not repeated"
     first = error.errors()[0]

@@ -37,7 +37,7 @@ DTYPES = {
     "I8": "i1",
 }
 
-
+# %% ../../nbs/90_serving/00_bundle.ipynb #f4c15c89
 def mapped(
     path: Path | str,  # A safetensors file
 ) -> dict[str, np.ndarray]:  # Read-only views of the file
@@ -112,7 +112,7 @@ def codes_of(
 SCHEMA = 1  # Of the folder; a folder of another is refused
 KINDS = ("popularity", "weights", "factors", "network")
 
-
+# %% ../../nbs/90_serving/00_bundle.ipynb #f69508bf
 def save_bundle(
     folder: Path | str,  # Replaced whole if it exists
     card: dict,  # kind and whatever else is known: model, protocol, metrics, ...
@@ -234,7 +234,7 @@ def _rule(name: str, kind: pl.DataType, rule) -> pl.Expr:
         return column.list.eval(pl.element().is_in(wanted.implode())).list.any()
     return column.is_in(wanted.implode())
 
-
+# %% ../../nbs/90_serving/00_bundle.ipynb #69f2ea01
 def allowed(
     bundle: Bundle,
     filters: dict | None,  # Column -> value, list of values, or {"from": low, "to": high}

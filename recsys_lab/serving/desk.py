@@ -64,7 +64,7 @@ class Numbers:
 # %% ../../nbs/90_serving/58_desk.ipynb #b264d080
 log = logging.getLogger("recsys_lab.serving")
 
-
+# %% ../../nbs/90_serving/58_desk.ipynb #b5699629
 class Desk:
     "What a server does"
 
@@ -112,7 +112,7 @@ def said(self: Desk, user) -> tuple[list[Event], str]:
         log.exception("feedback cannot be read")
         return [], "feedback"
 
-
+# %% ../../nbs/90_serving/58_desk.ipynb #47d546c9
 @patch
 def lists(
     self: Desk,
@@ -145,7 +145,7 @@ def _batch(self: Desk, jobs: list[tuple[Live, Ask]]) -> list[dict]:
             out[i] = answer
     return out
 
-
+# %% ../../nbs/90_serving/58_desk.ipynb #3a07b669
 @patch
 def many(
     self: Desk,
@@ -165,7 +165,7 @@ def many(
         asks = [Ask.model_construct(user=None, history=h, **shared) for h in histories]
     return self.lists(live, asks)
 
-
+# %% ../../nbs/90_serving/58_desk.ipynb #96fc8a2b
 @patch
 async def recommend(self: Desk, ask: Ask) -> dict:
     "One list; popularity where the model takes too long"

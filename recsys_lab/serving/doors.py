@@ -58,7 +58,7 @@ class Guest(NamedTuple):
     name: str  # For limits; no secret
     user: str | None = None  # The only person this key may ask for; None: everyone
 
-
+# %% ../../nbs/90_serving/51_doors.ipynb #607988c0
 class Keys:
     "The keys of a server"
 
@@ -87,7 +87,7 @@ class Keys:
                 found = guest
         return found
 
-
+# %% ../../nbs/90_serving/51_doors.ipynb #22f4d187
 def new_key() -> str:  # 43 letters
     "A key that nobody guesses"
     return secrets.token_urlsafe(32)

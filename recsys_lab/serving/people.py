@@ -66,7 +66,7 @@ def _told(codes: np.ndarray, kinds: list[str]) -> tuple[list, set]:
             disliked.discard(code)
     return taken, disliked
 
-
+# %% ../../nbs/90_serving/40_people.ipynb #9cecddc6
 def person_of(
     bundle: Bundle,
     ask: Ask,

@@ -102,7 +102,7 @@ def _try(self: Served, versions: list[str], before: Live | None) -> Live | None:
             self.faults.append(f"version {version}" if version else "bundle")
     return before
 
-
+# %% ../../nbs/90_serving/50_served.ipynb #66193d87
 @patch
 def _follow(self: Served):
     "Read the registry's state and bring up its versions"
@@ -119,7 +119,7 @@ def _follow(self: Served):
     self.live = self._try(wanted, self.live)
     self.shadow = self._try([state["shadow"]], None) if state["shadow"] else None
 
-
+# %% ../../nbs/90_serving/50_served.ipynb #11874235
 @patch
 def watch(
     self: Served,

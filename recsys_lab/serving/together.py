@@ -73,7 +73,7 @@ def _batch(self: Together) -> list | None:
         self.ended = True
     return batch[: -1 if self.ended else None]
 
-
+# %% ../../nbs/90_serving/52_together.ipynb #19af31e7
 @patch
 def _work(self: Together):
     "Answer batches until the end"
