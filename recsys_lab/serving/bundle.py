@@ -189,34 +189,30 @@ class Bundle:
         found = self.catalogue["title"].gather(np.asarray(codes, np.int64)).to_list()
         return [t or str(i) for t, i in zip(found, self.items.list(codes), strict=True)]
 
-# %% ../../nbs/90_serving/00_bundle.ipynb #50548303
-def load_bundle(
-    folder: Path | str,  # What `save_bundle` wrote
-    version: str = "",
-) -> Bundle:
-    "Read a bundle; a changed, missing or additional file is refused by name"
-    folder = Path(folder)
+# %% ../../nbs/90_serving/00_bundle.ipynb #fb691be1
+def _card(folder: Path) -> dict:
+    "What a bundle says of itself, after every byte was checked"
     check_manifest(folder)
     card = read_json(folder / "bundle.json")
     if card.get("schema") != SCHEMA:
         raise ValueError(
             f"{folder}: schema {card.get('schema')!r}, this version reads {SCHEMA}; export it again"
         )
-    tensors, names = mapped(folder / "tensors.safetensors"), {}
-    catalogue = pl.read_parquet(folder / "catalogue.parquet")
+    return card
+
+
+def load_bundle(
+    folder: Path | str,  # What `save_bundle` wrote
+    version: str = "",
+) -> Bundle:
+    "Read a bundle; a changed, missing or additional file is refused by name"
+    card, names = _card(folder := Path(folder)), {}
+    tensors, catalogue = mapped(folder / "tensors.safetensors"), pl.read_parquet(folder / "catalogue.parquet")
     people = pl.read_parquet(folder / "people.parquet")
     for kind, column in ("item", catalogue["item_id"]), ("user", people["user_id"]):
         names[f"{kind}s"] = Ids(_plain(column.to_numpy()), tensors.pop(f"{kind}.order"))
     popular = np.argsort(-tensors["popularity"], kind="stable")
-    return Bundle(
-        folder,
-        card,
-        **names,
-        catalogue=catalogue,
-        tensors=tensors,
-        version=version,
-        popular=popular,
-    )
+    return Bundle(folder, card, **names, catalogue=catalogue, tensors=tensors, version=version, popular=popular)
 
 # %% ../../nbs/90_serving/00_bundle.ipynb #f34aaea0
 def _rule(name: str, kind: pl.DataType, rule) -> pl.Expr:

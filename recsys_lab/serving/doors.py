@@ -28,7 +28,7 @@ class ServerSettings(BaseSettings):
     place: str = Field("artifacts/registry", description="Registry, or the folder of one bundle")
     events: str = Field("artifacts/events/feedback.db", description="The log of feedback")
     redis: str | None = Field(None, description="Address of a shared cache, redis://host:port")
-    host: str = Field("127.0.0.1", description="Address to listen at; this machine alone")
+    host: str = Field("127.0.0.1", description="Where to listen; this machine alone")
     port: int = Field(8000, ge=1, le=65535)
     workers: int = Field(1, ge=1, le=64, description="Processes")
     keys: str = Field("", description="Keys, with commas between; key=user reads one user only")

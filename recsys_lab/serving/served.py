@@ -74,18 +74,20 @@ class Served:
     def __repr__(self):
         return f"Served({self.live!r})"
 
-    def refresh(self) -> bool:
-        "Bring up what the registry serves now; was there something new?"
-        with self._lock:
-            if self.registry is None:
-                new = self.live is None
-                self.live = self.live or self._try([""], None)
-                return new
-            if self._stamp == (stamp := self.registry.stamp()):
-                return False
-            self._follow()
-            self._stamp = stamp
-            return True
+# %% ../../nbs/90_serving/50_served.ipynb #2edef7c5
+@patch
+def refresh(self: Served) -> bool:
+    "Bring up what the registry serves now; was there something new?"
+    with self._lock:
+        if self.registry is None:
+            new = self.live is None
+            self.live = self.live or self._try([""], None)
+            return new
+        if self._stamp == (stamp := self.registry.stamp()):
+            return False
+        self._follow()
+        self._stamp = stamp
+        return True
 
 # %% ../../nbs/90_serving/50_served.ipynb #425984f0
 @patch
