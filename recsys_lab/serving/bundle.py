@@ -200,19 +200,30 @@ def _card(folder: Path) -> dict:
         )
     return card
 
-
+# %% ../../nbs/90_serving/00_bundle.ipynb #efae3442
 def load_bundle(
     folder: Path | str,  # What `save_bundle` wrote
     version: str = "",
 ) -> Bundle:
     "Read a bundle; a changed, missing or additional file is refused by name"
     card, names = _card(folder := Path(folder)), {}
-    tensors, catalogue = mapped(folder / "tensors.safetensors"), pl.read_parquet(folder / "catalogue.parquet")
+    tensors, catalogue = (
+        mapped(folder / "tensors.safetensors"),
+        pl.read_parquet(folder / "catalogue.parquet"),
+    )
     people = pl.read_parquet(folder / "people.parquet")
     for kind, column in ("item", catalogue["item_id"]), ("user", people["user_id"]):
         names[f"{kind}s"] = Ids(_plain(column.to_numpy()), tensors.pop(f"{kind}.order"))
     popular = np.argsort(-tensors["popularity"], kind="stable")
-    return Bundle(folder, card, **names, catalogue=catalogue, tensors=tensors, version=version, popular=popular)
+    return Bundle(
+        folder,
+        card,
+        **names,
+        catalogue=catalogue,
+        tensors=tensors,
+        version=version,
+        popular=popular,
+    )
 
 # %% ../../nbs/90_serving/00_bundle.ipynb #f34aaea0
 def _rule(name: str, kind: pl.DataType, rule) -> pl.Expr:

@@ -35,19 +35,14 @@ class ServerSettings(BaseSettings):
     open: bool = Field(False, description="Answer without a key?")
     rate: str = Field("200/second", description="Requests of one key, or of one address if open")
     timeout: float = Field(0.5, gt=0, description="Seconds for a model before popularity answers")
-    waiting: int = Field(
-        256, ge=1, description="Requests in one process at once; more are sent away"
-    )
+    waiting: int = Field(256, ge=1, description="Requests at once in a process, at most")
     body: int = Field(1 << 20, ge=1024, description="Largest request, in bytes")
     shadowed: float = Field(0.1, ge=0, le=1, description="Share of requests that a shadow hears")
 
     @model_validator(mode="after")
     def _closed(self):
-        "Keys, or an open door"
         if not self.keys.strip() and not self.open:
-            raise ValueError(
-                "no key is set: give keys (such as one from `recsys-lab key`), or open"
-            )
+            raise ValueError("no key is set: give keys (`recsys-lab key` makes one), or open")
         parse(self.rate)
         return self
 
