@@ -1,6 +1,8 @@
 "Every method on every kind of model: what holds for one must hold for all"
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from recsys_lab.data.tiny import tiny, tiny_items
 from recsys_lab.explain.explain import explain
 from recsys_lab.explain.explanation import Explanation
 from recsys_lab.explain.methods import METHODS, attribute, methods_for
+from recsys_lab.explain.removal import base_scores
 from recsys_lab.explain.subsets import history_sums, keep, owner, target_scores
 from recsys_lab.models.bert4rec import BERT4Rec
 from recsys_lab.models.ease import EASE
 from recsys_lab.models.ials import IALS
 from recsys_lab.models.itemknn import ItemKNN
 from recsys_lab.models.multvae import MultVAE
+from recsys_lab.models.neumf import NeuMF
 from recsys_lab.models.puresvd import PureSVD
+from recsys_lab.models.registry import model_class
 from recsys_lab.models.sasrec import SASRec
 from recsys_lab.models.userknn import UserKNN
 
@@ -29,6 +34,7 @@ MODELS = {
     "puresvd": lambda: PureSVD(factors=4),
     "userknn": lambda: UserKNN(neighbours=10),
     "multvae": lambda: MultVAE(dim=4, hidden=8, epochs=3),
+    "neumf": lambda: NeuMF(dim=4, epochs=3),
     "sasrec": lambda: SASRec(dim=8, epochs=3, window=8),
     "sasrec-timed": lambda: SASRec(
         dim=8, epochs=3, lr=0.1, window=8, positions="rotary", times=True
@@ -90,6 +96,23 @@ def test_a_batch_is_its_rows(model, method):
     for i in range(len(some)):
         one = told(model, some.take([i]), asked[[i]], method)
         np.testing.assert_allclose(one, whole[some.offsets[i] : some.offsets[i + 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "key", "neumf dcn deepfm widedeep mmoe ple crossattention macr pda relmf".split()
+)
+def test_nothing_is_worth_a_score(key):
+    "And not a count of people, which these models give a stranger who is like nobody"
+    model, (some, asked) = model_class(key)(epochs=1).fit(tiny(), items=tiny_items()), people()
+    size = np.abs(target_scores(model, some, asked)).max()
+    assert np.abs(base_scores(model, some, asked)).max() < 1 + 2 * size
+
+
+def test_what_is_heavy_is_loaded_when_used():
+    code = "import sys, recsys_lab.explain.explain; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not {"captum", "shap", "matplotlib", "plotly"} & set(loaded.stdout.split())
+    assert "recsys_lab.explain.explain" in loaded.stdout
 
 
 @pytest.mark.parametrize("model", ["ease", "itemknn"])

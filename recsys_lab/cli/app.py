@@ -19,6 +19,8 @@ from typing import Annotated
 
 import typer
 
+from .serving import key, registry_app, serve
+
 # %% ../../nbs/95_cli/02_app.ipynb #0c0c623a
 def explain(
     error: BaseException,  # What was raised
@@ -294,3 +296,8 @@ def speed(
     except Busy as e:
         typer.echo(f"recsys-lab: {e}", err=True)
         raise typer.Exit(3) from None
+
+# %% ../../nbs/95_cli/02_app.ipynb #3134641d
+app.add_typer(registry_app, name="registry")
+app.command()(serve)
+app.command()(key)
