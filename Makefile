@@ -9,7 +9,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup fetch data repro test lab report library docs doctor hooks peers golden preparation off-policy full check
+.PHONY: help setup fetch data repro test lab serve report library docs doctor hooks peers golden preparation off-policy full check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ lab: fetch  ## JupyterLab on the index
 report: setup  ## the site in reports/ from what is already computed
 	@recsys-lab report
 	@echo "The report: $(CURDIR)/reports/index.html"
+
+serve: repro  ## the served model and its page on this machine, from what make repro made
+	@recsys-lab serve --first $(or $(MODEL),ml1m-time/ease)
 
 library: data  ## the site with the outputs of every library notebook (minutes; those that changed)
 	@recsys-lab report --library

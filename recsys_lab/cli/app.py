@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from .serving import key, registry_app, serve
+from .serving import print_key, registry_app, serve
 
 # %% ../../nbs/95_cli/02_app.ipynb #0c0c623a
 def explain(
@@ -300,4 +300,4 @@ def speed(
 # %% ../../nbs/95_cli/02_app.ipynb #3134641d
 app.add_typer(registry_app, name="registry")
 app.command()(serve)
-app.command()(key)
+app.command("key")(print_key)

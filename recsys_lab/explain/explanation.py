@@ -239,6 +239,8 @@ def _facts(self: Explanation) -> dict:
         facts["sum"] = (
             f"{number(self.base, 4)} without any reason, {number(self.score - self.base - self.gap, 4)} from them"
         )
+    if not self.signed:
+        facts["numbers"] = "not in the unit of the score"
     facts["method"] = f"{self.method}{' of ' + self.model if self.model else ''}"
     if "error" in self.parts:
         facts["drawn"] = f"{self.told_apart.sum()} of {len(self)} reasons are told apart from 0"
