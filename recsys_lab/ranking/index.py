@@ -116,6 +116,11 @@ def _struck(codes: np.ndarray, excluded: list, n: int) -> np.ndarray:
     return np.isin(codes + n * np.arange(len(codes))[:, None], np.concatenate(gone))
 
 
+def _plain(scores: np.ndarray, codes: np.ndarray) -> bool:
+    "Is every place filled, and every score smaller than the one before?"
+    return bool((scores[:, 1:] < scores[:, :-1]).all()) and codes[:, -1].min() >= 0
+
+
 def _ordered(scores: np.ndarray, codes: np.ndarray, gone: np.ndarray) -> tuple:
     "Scores and codes in the order of the answer, what is gone at the end"
     if gone.any():
@@ -133,6 +138,8 @@ def _best(
     "The best k of each row, asked for again where that leaves a doubt"
     fetch = min(max(fetch, k), self.n)
     scores, codes = self._find(q, fetch, sel, exact)
+    if excluded is None and fetch > k and _plain(scores, codes):
+        return codes[:, :k], scores[:, :k]
     least = np.where(codes[:, -1] < 0, -np.inf, scores[:, -1])
     gone = codes < 0
     if excluded is not None:
@@ -177,7 +184,7 @@ def _checked(self: VectorIndex, queries, k: int) -> np.ndarray:
     q = np.ascontiguousarray(queries, np.float32)
     if q.ndim != 2 or q.shape[1] != self.d:
         raise ValueError(f"queries must have shape (n, {self.d}), got {q.shape}")
-    if k < 1 or not np.isfinite(q).all():
+    if k < 1 or not np.isfinite(np.vdot(q, q)):
         raise ValueError(f"need k of at least 1 and finite queries, got k={k}")
     return q
 
@@ -236,16 +243,25 @@ def _padded(found: tuple | None, n: int, k: int) -> tuple[np.ndarray, np.ndarray
 
 # %% ../../nbs/45_ranking/20_index.ipynb #99d7a920
 @patch
-def hits(
+def exact(
     self: VectorIndex,
     queries: np.ndarray,  # (n, d)
     k: int = 10,
-) -> np.ndarray:  # (n,), from 0 to 1
-    "Share of the exact best k that the search finds"
+) -> np.ndarray:  # Codes, (n, min(k, n_items))
+    "The best k, found by comparing with everything"
     q, k = self._checked(queries, k), min(k, self.n)
-    true = self._best(q, k, None, k + 1, None, True)[0]
-    key = self.n * np.arange(len(q))[:, None]
-    return np.isin(true + key, self.search(q, k)[0] + key).mean(1)
+    return self._best(q, k, None, k + 1, None, True)[0]
+
+
+@patch
+def hits(
+    self: VectorIndex,
+    queries: np.ndarray,  # (n, d)
+    true: np.ndarray,  # What `exact` answers, (n, k)
+) -> np.ndarray:  # (n,), from 0 to 1
+    "Share of the exact best that the search finds"
+    key = self.n * np.arange(len(true))[:, None]
+    return np.isin(true + key, self.search(queries, true.shape[1])[0] + key).mean(1)
 
 
 @patch
@@ -257,7 +273,7 @@ def recall(
     "How much of the exact answer is found"
     from recsys_lab.evaluation.intervals import exact_mean, resampled_means
 
-    hits = self.hits(queries, k)
+    hits = self.hits(queries, self.exact(queries, k))
     low, high = np.quantile(resampled_means(hits[:, None]), [0.025, 0.975]).tolist()
     return {"value": exact_mean(hits), "low": low, "high": high, "n": len(hits), "k": k}
 
