@@ -281,7 +281,7 @@ def put(
         how = self.far.put(key, value, ttl)
         self._count("redis", {"answered": "puts"}.get(how, how))
 
-
+# %% ../../nbs/90_serving/31_cache.ipynb #9d3285e7
 @patch
 def stats(
     self: Cache,

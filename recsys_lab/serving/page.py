@@ -15,8 +15,8 @@ from functools import cache
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+from .page_list import SCRIPT
 from .page_looks import MARKUP, STYLE
-from .page_script import SCRIPT
 
 # %% ../../nbs/90_serving/59_page.ipynb #bd7068d8
 @cache

@@ -221,10 +221,17 @@ def _verdict(self: Registry, new: Path, served: str | None, metric: str, margin:
     "What the gate says; nothing for the first version"
     if served is None:
         return {"refused": ""}
+    if new.name == served:
+        raise Refused(f"version {served} is served already")
     try:
         return gate(new, self.checked(served), metric, margin)
     except (ManifestError, Refused) as e:
         return {"refused": f"the served version cannot be compared with: {e}"}
+
+
+def _entry(version: str | None, state: dict, why: str, who: str | None) -> dict:
+    "What every line of the history says"
+    return {"version": version, "served": state["version"], "why": why, "who": _who(who)}
 
 
 def _last(state: dict) -> list:
@@ -253,17 +260,15 @@ def promote(
         raise Refused("force=True needs a reason that stays in the history: give why='...'")
     with alone(self.folder / ".lock"):
         folder, state = self.checked(version), self.current()
-        if folder.name == state["version"]:
-            raise Refused(f"version {folder.name} is served already")
         verdict = self._verdict(folder, state["version"], metric, margin)
-        line = {"version": folder.name, "served": state["version"], "gate": verdict}
-        line |= {"who": _who(who), "why": why, "forced": bool(force and verdict["refused"])}
+        line = _entry(folder.name, state, why, who)
+        line |= {"gate": verdict, "forced": bool(force and verdict["refused"])}
         if verdict["refused"] and not force:
             self._note(action="refuse", **line)
             raise Refused(f"version {folder.name}: {verdict['refused']}; or force=True and say why")
         line = self._note(action="promote", **line)
         self._serve(folder.name, _last(state), _free(state, folder.name))
-    return line
+        return line
 
 # %% ../../nbs/90_serving/20_registry.ipynb #deadca14
 @patch
@@ -280,8 +285,7 @@ def rollback(
             raise Refused("no version answered before this one; promote another")
         *rest, version = state["previous"]
         self.checked(version)
-        facts = {"version": version, "served": state["version"], "who": _who(who), "why": why}
-        line = self._note(action="rollback", **facts)
+        line = self._note(action="rollback", **_entry(version, state, why, who))
         self._serve(version, rest, _free(state, version))
     return line
 
@@ -300,7 +304,7 @@ def shadow(
             name = self.checked(version).name
             if name == state["version"]:
                 raise Refused(f"version {name} answers already; shadow another")
-        line = self._note(action="shadow", version=name, served=state["version"], who=_who(who))
+        line = self._note(action="shadow", **_entry(name, state, "", who))
         self._serve(state["version"], state["previous"], name)
     return line
 

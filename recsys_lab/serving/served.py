@@ -39,7 +39,7 @@ def _index(bundle: Bundle):
     try:
         from recsys_lab.ranking.index import VectorIndex
 
-        return VectorIndex.load(bundle.folder / "index"), []
+        return VectorIndex.load(bundle.folder / "index", check=False), []
     except Exception:
         log.exception("version %s: the index cannot be used; every item is scored", bundle.version)
         return None, ["index"]
