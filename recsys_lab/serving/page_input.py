@@ -26,7 +26,7 @@ function icon(name) {
   svg.append(use);
   return svg;
 }
-const number = x => x.toLocaleString('en', {maximumSignificantDigits: 3}).replace('-', '\\u2212');
+const number = x => x.toLocaleString('en', Number.isInteger(x) ? {} : {minimumSignificantDigits: 3, maximumSignificantDigits: 3}).replace('-', '\\u2212');
 const listed = xs => xs.length < 2 ? xs.join('') : xs.slice(0, -1).join(', ') + ' and ' + xs[xs.length - 1];
 """
 

@@ -60,8 +60,10 @@ async function thumb(item, kind, button) {
 # %% ../../nbs/90_serving/57b_page_list.ipynb #c9c1a66d
 JS_CHANGES = """
 function changes(before, after) {
-  const was = new Map(before.map((x, i) => [x.item_id, i])), now = new Set(after.map(x => x.item_id));
-  const moved = after.map((x, i) => was.has(x.item_id) ? was.get(x.item_id) - i : null);
+  const now = new Set(after.map(x => x.item_id)), stayed = before.filter(x => now.has(x.item_id));
+  const was = new Map(stayed.map((x, i) => [x.item_id, i]));
+  let place = 0;
+  const moved = after.map(x => was.has(x.item_id) ? was.get(x.item_id) - place++ : null);
   return {moved, gone: before.filter(x => !now.has(x.item_id))};
 }
 function inWords({moved, gone}, after) {
@@ -97,9 +99,9 @@ JS_ROWS = """
 function row(item, move, share, reasons) {
   const why = el('details', {}, el('summary', {}, 'Why?', el('span', {class: 'pg-sr'}, ' ' + item.title)), el('ul', {class: 'pg-parts'}), el('p', {class: 'pg-note'}));
   const body = el('div', {}, el('div', {class: 'pg-title'}, item.title, badge(move)),
-    el('div', {class: 'pg-score'}, bar(share), el('span', {}, el('span', {class: 'pg-sr'}, 'score '), number(item.score))),
-    el('p', {class: 'pg-why', hidden: ''}), ...(reasons ? [why] : []));
-  const made = el('li', {class: 'pg-item' + (move === 0 ? '' : ' lit')}, el('span', {class: 'pg-rank'}, String(item.rank)), body, thumbs(item, '', 'list'));
+    el('div', {class: 'pg-score'}, bar(share), el('span', {}, el('span', {class: 'pg-sr'}, 'score '), number(item.score))));
+  const more = el('div', {class: 'pg-more'}, el('p', {class: 'pg-why', hidden: ''}), ...(reasons ? [why] : []));
+  const made = el('li', {class: 'pg-item' + (move === 0 ? '' : ' lit')}, el('span', {class: 'pg-rank'}, String(item.rank)), body, thumbs(item, '', 'list'), more);
   why.addEventListener('toggle', () => { state.open[why.open ? 'add' : 'delete'](item.item_id); if (why.open) explain(item, made); });
   return made;
 }
@@ -165,7 +167,7 @@ async function explain(item, made) {
   try {
     const told = await api('explain', {...asking(), item: item.item_id, k: 5}), sizes = told.reasons.map(r => Math.abs(r.contribution));
     const most = Math.max(...sizes, Math.abs(told.rest || 0)) || 1, rest = told.rest && Math.abs(told.rest) > most / 1e6;
-    [sentence.hidden, sentence.textContent] = [false, told.sentence];
+    [sentence.hidden, sentence.textContent] = [false, told.sentence.replace(told.title + ', b', 'B')];
     parts.replaceChildren(...told.reasons.map(r => part(r.title, r.contribution, most)), ...(rest ? [part('All others', told.rest, most)] : []));
     note.textContent = told.additive ? 'Together they are the score, ' + number(told.score) + '.' : 'What the score of ' + number(told.score) + ' loses without each; these do not add up.';
     return true;

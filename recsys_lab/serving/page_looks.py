@@ -14,14 +14,15 @@ STYLE_FRAME = """
 .pg-sr{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 :focus-visible{outline-color:var(--accent)}
 .pg{max-width:1180px;margin:0 auto;padding:2rem 1.5rem 3rem}
-.pg-lede{font-size:1.0625rem;color:var(--muted);margin:0 0 1.75rem}
+.pg-lede{font-size:1.0625rem;text-wrap:pretty;color:var(--muted);margin:0 0 1.75rem}
 .pg h2{margin:0 0 .5rem}
 .pg-tool{display:grid;grid-template-columns:minmax(0,1fr);gap:2rem 3.5rem;align-items:start}
 @media(min-width:900px){.pg-tool{grid-template-columns:340px minmax(0,1fr)}.pg-ask{position:sticky;top:1.5rem}}
 .pg-foot{display:flex;flex-wrap:wrap;gap:.25rem 1.5rem;align-items:baseline;border-top:1px solid var(--rule);margin:2.5rem 0 0;padding:1rem 0 0;font-size:.8125rem;color:var(--muted);max-width:none}
 .pg-note{font-size:.875rem;color:var(--muted);margin:.5rem 0 0}
 .pg-wrong{border-left:4px solid var(--bad);background:#fdf3ee;padding:.6rem 1rem;margin:0 0 1.5rem;border-radius:0 6px 6px 0}
-.pg-wrong:empty,.pg-changed:empty,.pg-note:empty{display:none}
+.pg-wrong:empty,.pg-changed:empty,.pg-note:empty,.pg-foot span:empty{display:none}
+.pg-lock{max-width:440px}
 """
 
 # %% ../../nbs/90_serving/57_page_looks.ipynb #0fad3864
@@ -52,14 +53,15 @@ STYLE_FIELDS = """
 STYLE_LIST = """
 .pg-changed{border-left:4px solid var(--accent);background:#f3f7fc;padding:.6rem 1rem;margin:.75rem 0 0;border-radius:0 6px 6px 0;font-size:.9375rem;max-width:none}
 .pg-list{list-style:none;margin:1rem 0 0;padding:0;max-width:none;border-top:1px solid var(--rule)}
-.pg-list[aria-busy=true]{opacity:.6}
+.pg-list[aria-busy=true]{opacity:.6;transition:opacity 0s .3s}
 .pg-item{display:grid;grid-template-columns:1.75rem minmax(0,1fr) auto;gap:0 .75rem;padding:.875rem 0;border-bottom:1px solid var(--rule)}
 .pg-rank{color:var(--muted);font-variant-numeric:tabular-nums;text-align:right;padding-top:.5rem}
-.pg-title{font-weight:600;overflow-wrap:anywhere;padding-top:.5rem}
+.pg-title{font-weight:600;line-height:1.4;overflow-wrap:anywhere;padding-top:.5rem}
 .pg-badge{display:inline-block;margin-left:.5rem;font-size:.8125rem;font-weight:600;color:var(--accent);white-space:nowrap}
 .pg-badge.up{color:var(--good)}.pg-badge.down{color:var(--bad)}
 .pg-score{display:flex;align-items:center;gap:.75rem;font-size:.8125rem;color:var(--muted);font-variant-numeric:tabular-nums}
 .pg-bar{flex:0 1 180px;height:6px;background:var(--rule);border-radius:3px;overflow:hidden}.pg-bar i{display:block;height:100%;background:var(--accent)}
+.pg-more{grid-column:2/-1}
 .pg-why{font-size:.9375rem;line-height:1.5;margin:.35rem 0 0}
 .pg-acts{display:flex;gap:.5rem}
 .pg button.pg-thumb{width:44px;height:44px;padding:0;display:grid;place-items:center;border-color:var(--rule);color:var(--muted)}
@@ -84,7 +86,7 @@ STYLE_PARTS = """
 @media(max-width:560px){
  .pg{padding:1.25rem 1rem 2rem}
  .pg-item{grid-template-columns:1.25rem minmax(0,1fr) auto;gap:0 .6rem}
- .pg-parts li{grid-template-columns:minmax(0,1fr) 56px 4rem;gap:.5rem}
+ .pg-parts li{grid-template-columns:minmax(0,1fr) 72px 4.25rem;gap:.5rem}
  .pg-acts{gap:.25rem}
 }
 """
@@ -92,7 +94,7 @@ STYLE = STYLE_FRAME + STYLE_FIELDS + STYLE_LIST + STYLE_PARTS
 
 # %% ../../nbs/90_serving/57_page_looks.ipynb #2ebd99c7
 MARKUP_KEY = """
-<form id="lock" hidden>
+<form class="pg-lock" id="lock" hidden>
 <h2>A key, please</h2>
 <p id="locked"></p>
 <input type="text" autocomplete="username" value="recsys_lab" hidden>
