@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from recsys_lab.core.files import ManifestError, check_manifest, write_json, write_manifest
+from recsys_lab.serving.bundle import save_bundle
 from recsys_lab.serving.registry import Refused, Registry
 
 
@@ -37,6 +38,7 @@ def python(code: str, *args, **options) -> subprocess.Popen:
 PROMOTE = """
 import sys
 from recsys_lab.evaluation import comparison
+from recsys_lab.serving.bundle import save_bundle
 from recsys_lab.serving.registry import Refused, Registry
 registry, versions = Registry(sys.argv[1]), sys.argv[2:]
 print("ready", flush=True)
@@ -82,6 +84,7 @@ def test_two_processes_promote_at_once(tmp_path):
 
 ADD = """
 import sys
+from recsys_lab.serving.bundle import save_bundle
 from recsys_lab.serving.registry import Registry
 for _ in range(5):
     print(Registry(sys.argv[1]).add(sys.argv[2]), flush=True)
@@ -143,6 +146,33 @@ def test_a_manifest_made_to_fit(tmp_path):
     for act in (registry.promote, registry.load):
         with pytest.raises(ManifestError, match="manifest.json has changed since it was added"):
             act(1)
+
+
+def real(folder: Path) -> Path:
+    "A bundle that a server could answer from"
+    catalogue = pl.DataFrame({"item_id": [7, 8, 9], "title": ["a", "b", "c"]})
+    tensors = {"popularity": np.array([3.0, 2, 1], np.float32)}
+    tensors |= {"seen.items": np.array([0, 1], np.int32), "seen.offsets": np.array([0, 1, 2])}
+    return save_bundle(folder, {"kind": "popularity"}, catalogue, np.array([1, 2]), tensors)
+
+
+def test_loading(tmp_path):
+    "The version that answers, or any; whichever file has changed is named"
+    registry = Registry(tmp_path / "r")
+    for _ in range(2):
+        registry.add(real(tmp_path / "b"))
+    registry.promote(1)
+    assert [registry.load(v).version for v in (None, 2, "0002")] == ["0001", "0002", "0002"]
+    files = [f for f in (registry.folder / "versions/0001").iterdir() if f.is_file()]
+    assert len(files) >= 5
+    for file in files:
+        good = file.read_bytes()
+        for at in (0, len(good) // 2, len(good) - 1):
+            file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            with pytest.raises(ManifestError, match=file.name):
+                registry.load()
+        file.write_bytes(good)
+    assert registry.load().items.list([0]) == [7]
 
 
 def test_a_damaged_served_version_can_be_replaced(tmp_path):
