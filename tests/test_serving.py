@@ -1,99 +1,24 @@
 "The server as a process: what it imports, what survives it, what it answers to anything"
 
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from http.client import HTTPConnection
-from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from recsys_lab.serving.app import make_app
-from recsys_lab.serving.bundle import save_bundle
 from recsys_lab.serving.doors import ServerSettings
 from recsys_lab.serving.events import EventLog
+from recsys_lab.serving.load import Running, made_up_bundle
 from recsys_lab.serving.registry import Registry
 
 pytestmark = pytest.mark.xdist_group("serving")  # one module's server at a time
 FUZZ = int(os.environ.get("RECSYS_LAB_FUZZ", 150))  # Requests a route; 1,500 make ten thousand
-
-
-def make_bundle(folder: Path, seed: int = 0) -> Path:
-    "Factors of 50 items and 20 people, made up"
-    rng = np.random.default_rng(seed)
-    items = pl.DataFrame(
-        {
-            "item_id": np.arange(100, 150),
-            "title": [f"film {i}" for i in range(49)] + [None],
-            "year": [1950 + i for i in range(50)],
-            "genres": [["War"] if i % 3 else ["War", "Drama"] for i in range(49)] + [None],
-        }
-    )
-    tensors = {
-        "V": rng.normal(size=(50, 8)).astype(np.float32),
-        "popularity": rng.permutation(50).astype(np.float32),
-        "seen.items": rng.integers(0, 50, 60).astype(np.int32),
-        "seen.offsets": np.arange(0, 63, 3),
-    }
-    card = {"kind": "factors", "fold": {"alpha": 0.1, "reg": 0.01}, "model": "made-up"}
-    card |= {"protocol": "none", "data_sha256": "0", "metrics": {}}
-    judged = pl.DataFrame({"user": np.arange(20), "ndcg@10": rng.random(20) + 1 - seed})
-    more = lambda temp: judged.write_parquet(temp / "judged.parquet")
-    return save_bundle(folder, card, items, np.arange(20), tensors, more)
-
-
-class Running:
-    "A server in a process of its own"
-
-    def __init__(self, place: Path, events: Path, *more: str):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        code = "from recsys_lab.cli.app import main; main()"
-        words = ["serve", str(place), "--open", "--port", str(self.port), *more]
-        env = os.environ | {
-            "RECSYS_LAB_SERVE_EVENTS": str(events),
-            "RECSYS_LAB_SERVE_RATE": "1000000/second",
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(600):
-            try:
-                if self.ask("GET", "/readyz")[0] == 200:
-                    return
-            except OSError:
-                assert self.process.poll() is None, "the server did not start"
-            time.sleep(0.05)
-        raise AssertionError("the server is not ready")
-
-    def ask(self, method: str, path: str, body=None) -> tuple[int, dict]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            head = {"Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), head)
-            answer = connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text[:1] in b"{[" else text.decode()
-        finally:
-            connection.close()
-
-    def kill(self, how=signal.SIGKILL):
-        os.killpg(self.process.pid, how)
-        self.process.wait(20)
 
 
 @pytest.fixture
@@ -107,8 +32,7 @@ def start(tmp_path):
 
     yield start
     for server in running:
-        if server.process.poll() is None:
-            server.kill()
+        server.stop()
 
 
 def test_the_server_imports_no_workbench():
@@ -121,12 +45,12 @@ def test_the_server_imports_no_workbench():
 
 def test_acknowledged_feedback_survives_kill_9(start, tmp_path):
     "Killed while eight people talk: what was confirmed is there, once; what is sent again counts once"
-    server = start(make_bundle(tmp_path / "bundle"))
+    server = start(made_up_bundle(tmp_path / "bundle"))
     confirmed, lock = [], threading.Lock()
 
     def talk(who: int):
         for i in range(10_000):
-            body = {"key": f"{who}-{i}", "user": who, "item": 100 + i % 50, "kind": "view"}
+            body = {"key": f"{who}-{i}", "user": who, "item": i % 50, "kind": "view"}
             try:
                 status, _ = server.ask("POST", "/feedback", body)
             except (OSError, Exception):
@@ -139,16 +63,16 @@ def test_acknowledged_feedback_survives_kill_9(start, tmp_path):
     for t in threads:
         t.start()
     time.sleep(1.5)
-    server.kill()
+    server.stop()
     for t in threads:
         t.join()
     assert len(confirmed) > 20
     server = start(tmp_path / "bundle")
     for key in confirmed[-5:]:
         who, i = map(int, key.split("-"))
-        body = {"key": key, "user": who, "item": 100 + i % 50, "kind": "view"}
+        body = {"key": key, "user": who, "item": i % 50, "kind": "view"}
         assert server.ask("POST", "/feedback", body) == (200, {"new": False})
-    server.kill()
+    server.stop()
     with EventLog(tmp_path / "events.db") as log:
         keys = [event.key for _, event in log.replay()]
     assert len(keys) == len(set(keys))
@@ -158,8 +82,8 @@ def test_acknowledged_feedback_survives_kill_9(start, tmp_path):
 def test_hot_swap_fails_no_request(start, tmp_path):
     "Versions change hands while clients ask without a pause"
     registry = Registry(tmp_path / "registry")
-    for seed in (0, 0):
-        registry.add(make_bundle(tmp_path / "bundle", seed))
+    for _ in range(2):
+        registry.add(made_up_bundle(tmp_path / "bundle"))
     registry.promote("1")
     server, seen, end = start(registry.folder), [], threading.Event()
 
@@ -186,7 +110,7 @@ def test_hot_swap_fails_no_request(start, tmp_path):
 
 def test_two_workers_are_one_server(start, tmp_path):
     "What one process was told the other knows, and their numbers are added up"
-    server = start(make_bundle(tmp_path / "bundle"), "--workers", "2")
+    server = start(made_up_bundle(tmp_path / "bundle"), "--workers", "2")
     before = server.ask("POST", "/recommend", {"user": 3, "k": 3})[1]["items"]
     gone = before[0]["item_id"]
     body = {"key": "a", "user": 3, "item": gone, "kind": "dislike"}
@@ -201,8 +125,8 @@ def test_two_workers_are_one_server(start, tmp_path):
 def test_a_worse_model_is_refused(tmp_path):
     "The gate compares user by user"
     registry = Registry(tmp_path / "registry")
-    for seed in (0, 1):
-        registry.add(make_bundle(tmp_path / "bundle", seed))
+    for quality in (0.5, 0.4):
+        registry.add(made_up_bundle(tmp_path / "bundle", quality=quality))
     registry.promote("1")
     with pytest.raises(ValueError, match="ndcg@10"):
         registry.promote("2")
@@ -212,7 +136,7 @@ def test_a_worse_model_is_refused(tmp_path):
 def app(tmp_path_factory):
     "The application in this process, open and without limits"
     folder = tmp_path_factory.mktemp("fuzz")
-    place, events = make_bundle(folder / "bundle"), folder / "events.db"
+    place, events = made_up_bundle(folder / "bundle"), folder / "events.db"
     return make_app(
         ServerSettings(place=str(place), events=str(events), open=True, rate="1000000/second")
     )

@@ -94,7 +94,7 @@ def _fold_slopes(f: FoldGates, given: tuple, t: Tensor, weight: Tensor) -> Tenso
     slope = (rows @ a.mT) * (1 - rows @ u.mT) - f.reg * (a * u).sum(2)[:, None]
     return (slope @ weight) * real
 
-
+# %% ../../nbs/60_explain/06_attribution.ipynb #f50e17de
 def _fold_way(
     t: np.ndarray,  # Where on the way all gates stand, shape (points,)
     weight: np.ndarray,  # Of each point, the same shape

@@ -32,6 +32,7 @@ from recsys_lab.serving.forms import (
     Written,
 )
 from .numbers import page_of
+from .page import add_page
 from .people import MOST_K, Ask
 
 # %% ../../nbs/90_serving/60_app.ipynb #5fb0bb84
@@ -133,6 +134,7 @@ def make_app(
     app.state.desk = desk
     for routes in (_lists, _more, _state):
         routes(app, desk, entry(settings))
+    add_page(app)
     app.add_middleware(Door, settings=settings, numbers=desk.numbers)
     for kind in (*STATUS, Exception):
         app.add_exception_handler(kind, lambda request, e: problem(e))

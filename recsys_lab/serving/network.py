@@ -39,12 +39,12 @@ def rectangle(
     items[np.arange(items.shape[1]) < size[:, None]] = np.concatenate(histories)
     return items, size
 
-# %% ../../nbs/90_serving/05_network.ipynb #ae72a85c
+# %% ../../nbs/90_serving/05_network.ipynb #15beedc1
 KEYS = ("kind", "inputs", "dim", "n_items", "window")  # What the file must tell about itself
 
 
 class OnnxNetwork:
-    "Turns histories into queries"
+    "Turns histories into queries; `size`: bytes of its file"
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class OnnxNetwork:
             raise ValueError(f"the file does not tell {lacking}; write it with export_network")
         self.kind, self.inputs = self.facts["kind"], self.facts["inputs"].split(",")
         self.dim, self.n_items, self.window = (int(self.facts[k]) for k in KEYS[2:])
+        self.size = len(path) if isinstance(path, bytes) else Path(path).stat().st_size
 
     def __repr__(self):
         what, precision = self.facts.get("model", "?"), self.facts.get("precision", "?")

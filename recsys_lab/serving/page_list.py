@@ -74,7 +74,8 @@ function inWords({moved, gone}, after) {
   if (up) some.push(up + ' moved up');
   if (down) some.push(down + ' moved down');
   if (gone.length) some.push('gone: ' + listed(gone.slice(0, 3).map(x => x.title)) + (gone.length > 3 ? ' and ' + (gone.length - 3) + ' more' : ''));
-  return some.length ? 'The list changed. ' + some.map(s => s[0].toUpperCase() + s.slice(1)).join('; ') + '.' : 'The list stays as it was.';
+  const text = some.join('; ');
+  return text ? 'The list changed. ' + text[0].toUpperCase() + text.slice(1) + '.' : 'The list stays as it was.';
 }
 """
 
