@@ -80,7 +80,7 @@ def _check_targets(model: Recommender, histories: Histories, targets) -> np.ndar
             raise ValueError(f"{name}: item codes must be in 0..{model.n_items - 1}")
     return targets
 
-
+# %% ../../nbs/60_explain/01_subsets.ipynb #6c94487a
 @singledispatch
 def _target_scores(model: Recommender, histories: Histories, targets: np.ndarray) -> np.ndarray:
     out, step = np.empty(len(targets)), 1024
