@@ -68,6 +68,6 @@ def add_page(
 ):
     "Show the page at `/`"
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def home() -> HTMLResponse:
         return HTMLResponse(page(), headers=page_headers())

@@ -66,6 +66,8 @@ function unlock() {
 
 # %% ../../nbs/90_serving/57a_page_input.ipynb #13042bc3
 JS_API = """
+const exact = (name, value, c) => Number.isInteger(value) && !Number.isSafeInteger(value) && c ? c.source : value;
+
 class Refused extends Error {
   constructor(status, text) { super(text); this.status = status; }
 }
@@ -78,7 +80,7 @@ async function api(path, body) {
   try {
     answer = await fetch(path, {method: body ? 'POST' : 'GET', headers, body: body && JSON.stringify(body), cache: 'no-store'});
   } catch { throw new Refused(0, 'The server cannot be reached. Try again in a moment.'); }
-  try { told = await answer.json(); } catch { /* no JSON: the status has to do */ }
+  try { told = JSON.parse(await answer.text(), exact); } catch { /* no JSON: the status has to do */ }
   if (answer.status === 401) {
     if (sent === key) lock(sent ? 'This server does not know that key.' : 'This server answers those who have a key.');
     throw new Refused(401, '');
@@ -145,7 +147,7 @@ function pressed(e) {
   if (step && n && !$('options').hidden) mark(active < 0 && step < 0 ? n - 1 : (active + step + n) % n);
   else if (e.key === 'ArrowDown' || (e.key === 'Enter' && !fresh)) look();
   else if (e.key === 'Enter' && n) pick(Math.max(active, 0));
-  else if (e.key === 'Escape') { if ($('options').hidden) $('q').value = ''; asked++; offer([], ''); }
+  else if (e.key === 'Escape') { if ($('options').hidden) $('q').value = ''; asked++; fresh = false; offer([], ''); }
   else return;
   e.preventDefault();
 }
