@@ -46,7 +46,9 @@ def _lists(app: FastAPI, desk: Desk, guest):
     async def recommend(ask: Ask, who: Annotated[Guest, Depends(guest)]):
         "The best items for a person or a history"
         check_user(who, ask.user)
-        return reply(await desk.recommend(ask))
+        body, known = await desk.answer(ask)
+        told = {"X-Cache": "hit" if known else "miss"}
+        return Response(body, headers=told, media_type="application/json")
 
     @app.post("/recommend/batch", response_model=Answers, responses=WRONG)
     def batch(ask: Batch, who: Annotated[Guest, Depends(guest)]):

@@ -12,12 +12,15 @@ import asyncio
 import logging
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import orjson
 from fastcore.basics import patch
 
 from .answers import Found, Live, find, told
+from .cache import Cache, answer_key
 from .doors import ServerSettings
 from .events import Event, EventLog
 from .numbers import Numbers
@@ -40,6 +43,7 @@ class Desk:
         self.settings, self.numbers = settings, Numbers()
         self.served = Served(settings.place)
         self.events = EventLog(Path(settings.events))
+        self.cache = Cache(settings.redis)
         self.together = Together(self._batch, waiting=settings.waiting)
 
     def __repr__(self):
@@ -144,6 +148,39 @@ async def recommend(self: Desk, ask: Ask) -> dict:
         self.numbers.lists.labels("popular", "timeout").inc()
     self._shadow(ask, answer)
     return answer
+
+# %% ../../nbs/90_serving/58_desk.ipynb #1a6587e2
+@patch
+def _key(self: Desk, live: Live, ask: Ask) -> str | None:
+    "Under which an answer is kept; None: it must not be"
+    try:
+        position = 0 if ask.user is None else self.events.position(str(ask.user))
+    except Exception:  # `said` tells of it
+        return None
+    rest = {"filters": ask.filters, "exclude": ask.exclude, "seen": ask.exclude_seen}
+    version, asked = f"{live.bundle.version}.{live.bundle.card['created']}", ask.history
+    return answer_key(
+        version, user=ask.user, history=asked, position=position, k=ask.k, filters=rest
+    )
+
+# %% ../../nbs/90_serving/58_desk.ipynb #afac0e41
+@patch
+async def answer(self: Desk, ask: Ask) -> tuple[bytes, bool]:
+    "One list as JSON, and whether it was known already"
+    live, loop = self.served.live, asyncio.get_running_loop()
+    if live is None or (key := self._key(live, ask)) is None:
+        return orjson.dumps(await self.recommend(ask)), False
+    look = partial(self.cache.get, key)
+    found = await loop.run_in_executor(None, look) if self.cache.far else look()
+    self.numbers.cache.labels("any", str(found is not None).lower()).inc()
+    if found is not None:
+        return found, True
+    made = await self.recommend(ask)
+    body = orjson.dumps(made)
+    if "degraded" not in made and made["version"] == live.bundle.version:
+        keep = partial(self.cache.put, key, body)
+        loop.run_in_executor(None, keep) if self.cache.far else keep()
+    return body, False
 
 # %% ../../nbs/90_serving/58_desk.ipynb #7964193a
 @patch
