@@ -293,15 +293,18 @@ def test_what_changed_in_words(visit):
 
 
 def test_a_bad_day(visit):
-    late = {"items": [{"item_id": 1, "title": "A", "score": 3.0, "rank": 1}], "source": "popular"}
+    big = 2**53 + 1
+    late = {"items": [{"item_id": big, "title": "A", "score": 3.0, "rank": 1}], "source": "popular"}
     late |= {"version": "7", "degraded": "timeout"}
     page, _ = visit(before=lambda page: page.route("**/recommend", lambda r: r.fulfill(json=late)))
     expect(page.locator("#source")).to_contain_text("took too long")
     expect(page.locator("#version")).to_have_text("Answered by version 7")
     page.unroute("**/recommend")
-    page.route("**/recommend", lambda r: r.abort())
+    asked = []
+    page.route("**/recommend", lambda r: (asked.append(r.request.post_data_json), r.abort()))
     page.get_by_label("Thumbs down: A").click()
     expect(page.locator("#wrong")).to_contain_text("cannot be reached")
+    assert asked[0]["exclude"] == [str(big)], "a large id was rounded"
     page.unroute("**/recommend")
     add(page, "garden")
     settled(page)

@@ -8,10 +8,11 @@ Docs: https://recsys-lab.github.io/recsys_lab/90_serving/onnx_export.html.md"""
 __all__ = ['NAMES', 'PRECISIONS', 'MOST', 'Newest', 'NewestPlace', 'Behind', 'Code', 'graph', 'network_vectors', 'parity',
            'export_network', 'export_all', 'Served', 'quality_lost']
 
-# %% ../../nbs/90_serving/06_onnx_export.ipynb #932df949
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #ae0e09ec
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import singledispatch
@@ -111,7 +112,7 @@ def _(model: SequenceRecommender) -> nn.Module:
 def _(model: MultVAE) -> nn.Module:
     return Code(model.net, model.dim)
 
-# %% ../../nbs/90_serving/06_onnx_export.ipynb #5158868b
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #16a3d8bc
 def network_vectors(
     model: Recommender,  # Fitted; a model that `export_network` takes
 ) -> np.ndarray:  # float32, (n_items, d)
@@ -121,7 +122,7 @@ def network_vectors(
         if isinstance(model, MultVAE):
             out = model.net.items
             return torch.cat([out.weight, out.bias.unsqueeze(1)], 1).numpy()
-        return np.array(model._vectors(model.net).detach(), np.float32)
+        return model._vectors(model.net).detach().float().numpy().copy()
 
 # %% ../../nbs/90_serving/06_onnx_export.ipynb #12a67862
 def _doubling(window: int) -> Callable:
@@ -169,7 +170,7 @@ def _plain(window: int):
         for (module, name, _), old in zip(swaps, before, strict=True):
             setattr(module, name, old)
 
-# %% ../../nbs/90_serving/06_onnx_export.ipynb #b114eee7
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #e869f9cc
 NAMES = ["items", "size"]
 
 
@@ -178,7 +179,9 @@ def _silence():
     "Without the exporter's notes about packages that it could use"
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
