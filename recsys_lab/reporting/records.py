@@ -56,7 +56,8 @@ AT_K = (
 ).split()
 PLAIN = (
     "auc logloss mse mae rmse relative_error squared_error regret relevance_loss seconds "
-    "users_per_second gemm_share"
+    "users_per_second gemm_share p50_ms p95_ms p99_ms requests_per_second outside_model "
+    "cold_start_seconds retrieval_ratio"
 ).split()
 
 

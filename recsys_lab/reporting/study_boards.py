@@ -56,6 +56,7 @@ def write_board(
 SUBJECTS = {  # Chapter -> heading of its section
     "causal": "Bias, and what corrections for it bring",
     "explain": "Reasons, and which of them can be believed",
+    "serving": "The server, and how long people wait",
 }
 
 

@@ -118,6 +118,17 @@ def _state(app: FastAPI, desk: Desk, guest):
         return Response(text, media_type=kind)
 
 # %% ../../nbs/90_serving/60_app.ipynb #5b07d799
+def _errors(app: FastAPI):
+    "Whatever is raised becomes an answer"
+    for kind in (*STATUS, Exception):
+        app.add_exception_handler(kind, lambda request, e: problem(e))
+    app.add_exception_handler(RequestValidationError, lambda request, e: malformed(e))
+    app.add_exception_handler(
+        HTTPException,
+        lambda request, e: reply({"error": e.detail}, e.status_code, **(e.headers or {})),
+    )
+
+# %% ../../nbs/90_serving/60_app.ipynb #ffbbd6dd
 def make_app(
     settings: ServerSettings | None = None,  # None: from the environment
     follow: float = 0.5,  # Seconds between two looks at the registry
@@ -138,11 +149,5 @@ def make_app(
         routes(app, desk, entry(settings))
     add_page(app)
     app.add_middleware(Door, settings=settings, numbers=desk.numbers)
-    for kind in (*STATUS, Exception):
-        app.add_exception_handler(kind, lambda request, e: problem(e))
-    app.add_exception_handler(RequestValidationError, lambda request, e: malformed(e))
-    app.add_exception_handler(
-        HTTPException,
-        lambda request, e: reply({"error": e.detail}, e.status_code, **(e.headers or {})),
-    )
+    _errors(app)
     return app

@@ -43,7 +43,7 @@ class Desk:
         self.settings, self.numbers = settings, Numbers()
         self.served = Served(settings.place)
         self.events = EventLog(Path(settings.events))
-        self.cache = Cache(settings.redis)
+        self.cache = Cache(settings.redis, settings.kept) if settings.kept else None
         self.together = Together(self._batch, waiting=settings.waiting)
 
     def __repr__(self):
@@ -168,7 +168,7 @@ def _key(self: Desk, live: Live, ask: Ask) -> str | None:
 async def answer(self: Desk, ask: Ask) -> tuple[bytes, bool]:
     "One list as JSON, and whether it was known already"
     live, loop = self.served.live, asyncio.get_running_loop()
-    if live is None or (key := self._key(live, ask)) is None:
+    if not (live and self.cache) or (key := self._key(live, ask)) is None:
         return orjson.dumps(await self.recommend(ask)), False
     look = partial(self.cache.get, key)
     found = await loop.run_in_executor(None, look) if self.cache.far else look()

@@ -35,6 +35,7 @@ class ServerSettings(BaseSettings):
     open: bool = Field(False, description="Answer without a key?")
     rate: str = Field("200/second", description="Requests of one key, or of one address if open")
     timeout: float = Field(0.5, gt=0, description="Seconds for a model before popularity answers")
+    kept: int = Field(64_000_000, ge=0, description="Bytes of answers kept in a process")
     waiting: int = Field(256, ge=1, description="Requests at once in a process, at most")
     body: int = Field(1 << 20, ge=1024, description="Largest request, in bytes")
     shadowed: float = Field(0.1, ge=0, le=1, description="Share of requests that a shadow hears")

@@ -107,7 +107,7 @@ def _free_port() -> int:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
-
+# %% ../../nbs/90_serving/80_load.ipynb #f86bc987
 class Running:
     "A server that runs until `stop`"
 
@@ -117,11 +117,17 @@ class Running:
         events: Path | str,  # File of the log of feedback
         *words: str,  # Further options of `recsys-lab serve`
         wait: float = 30.0,  # Seconds until it must be ready
+        kept: int = 64_000_000,  # Bytes of answers kept; 0: each goes through the model
     ):
         self.port, start = _free_port(), time.perf_counter()
         code = "from recsys_lab.cli.app import main; main()"
         command = [sys.executable, "-c", code, "serve", str(place), "--open", *words]
-        told = {"EVENTS": str(events), "RATE": "1000000/second", "PORT": str(self.port)}
+        told = {
+            "EVENTS": str(events),
+            "RATE": "1000000/second",
+            "PORT": str(self.port),
+            "KEPT": str(kept),
+        }
         env = os.environ | {f"RECSYS_LAB_SERVE_{k}": v for k, v in told.items()}
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, env=env, stdout=quiet, start_new_session=True)
