@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .bundle import Bundle, allowed
+from .bundle import Bundle, allowed, codes_of
 from .people import Ask, Person, person_of
 from .scorers import Scorer, best
 
@@ -29,6 +29,7 @@ class Live:
     bundle: Bundle
     scorer: Scorer
     index: object = None  # `ranking.index.VectorIndex`; None: every item is scored
+    table: object = None  # `serving.cache.PrecomputedTable` of the known people; None: no such
     faults: tuple[str, ...] = ()  # What is wrong with it, such as an index that cannot be read
     masks: dict = field(default_factory=dict)  # Filters that were asked for -> items
 
@@ -99,7 +100,27 @@ def _found(live: Live, rows: list[Person], k: int, filters: dict) -> list[Found]
     )
     return [out.get(i) or plain(i) for i in range(len(rows))]
 
-# %% ../../nbs/90_serving/41_answers.ipynb #d76a1ff7
+# %% ../../nbs/90_serving/41_answers.ipynb #3b88bbe6
+def _made_before(live: Live, ask: Ask, said, who: int) -> Found | None:
+    "The list from the table, where nothing is different"
+    if live.table is None or who < 0 or said or ask.exclude or ask.filters or not ask.exclude_seen:
+        return None
+    found = live.table.get(who, ask.k)
+    return None if found is None else Found(*found, "model")
+
+
+def _grouped(live: Live, asks: list[Ask], people: dict[int, Person]) -> dict[int, Found]:
+    "Lists of the model, requests of the same length and filters together"
+    groups, out = {}, {}
+    for i in people:
+        rule = json.dumps(asks[i].filters, sort_keys=True, default=str)
+        groups.setdefault((asks[i].k, rule), []).append(i)
+    for (k, _), rows in groups.items():
+        found = _found(live, [people[i] for i in rows], k, asks[rows[0]].filters)
+        out |= dict(zip(rows, found, strict=True))
+    return out
+
+# %% ../../nbs/90_serving/41_answers.ipynb #55fb1021
 def find(
     live: Live,
     asks: list[Ask],
@@ -107,15 +128,13 @@ def find(
 ) -> list[Found]:  # In the order of the requests
     "Lists for many requests"
     said = events or [None] * len(asks)
-    people = [person_of(live.bundle, a, e) for a, e in zip(asks, said, strict=True)]
-    groups = {}
-    for i, a in enumerate(asks):
-        groups.setdefault((a.k, json.dumps(a.filters, sort_keys=True, default=str)), []).append(i)
-    out = {}
-    for (k, _), rows in groups.items():
-        found = _found(live, [people[i] for i in rows], k, asks[rows[0]].filters)
-        out |= dict(zip(rows, found, strict=True))
-    return [out[i] for i in range(len(asks))]
+    who = codes_of(live.bundle.users, [a.user for a in asks]).tolist()
+    out = [_made_before(live, *row) for row in zip(asks, said, who, strict=True)]
+    left = [i for i, found in enumerate(out) if found is None]
+    people = {i: person_of(live.bundle, asks[i], said[i], who[i]) for i in left}
+    for i, found in _grouped(live, asks, people).items():
+        out[i] = found
+    return out
 
 # %% ../../nbs/90_serving/41_answers.ipynb #5551f952
 def told(

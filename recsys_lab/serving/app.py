@@ -38,7 +38,7 @@ from .people import MOST_K, Ask
 # %% ../../nbs/90_serving/60_app.ipynb #5fb0bb84
 WRONG = {s: {"model": Problem} for s in (401, 403, 404, 413, 422, 429, 503)}
 
-
+# %% ../../nbs/90_serving/60_app.ipynb #ae0ac457
 def _lists(app: FastAPI, desk: Desk, guest):
     "Routes that answer with lists"
 

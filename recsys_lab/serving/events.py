@@ -278,6 +278,23 @@ def of(
 
 
 @patch
+def of_many(
+    self: EventLog,
+    users: list[str],
+    part: int = 500,  # Users in one question to the database
+) -> dict[str, list[Event]]:  # Only users who said something, oldest first
+    "Events of many people"
+    out, users = {}, list(dict.fromkeys(users))
+    for start in range(0, len(users), part):
+        some = users[start : start + part]
+        marks = ", ".join("?" * len(some))
+        sql = f"SELECT {COLUMNS} FROM events WHERE user IN ({marks}) ORDER BY seq"
+        for row in self._read(sql, *some):
+            out.setdefault((event := Event(*row)).user, []).append(event)
+    return out
+
+# %% ../../nbs/90_serving/30_events.ipynb #2d8e3574
+@patch
 def position(
     self: EventLog,
     user: str,

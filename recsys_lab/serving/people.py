@@ -71,12 +71,13 @@ def person_of(
     bundle: Bundle,
     ask: Ask,
     events=None,  # Of the person, oldest first, each with `item` and `kind`; None: none
+    who: int | None = None,  # Code of the user, -1: a stranger; None: look it up
 ) -> Person:
     "Codes of a history and of what must not be shown"
     if ask.history is not None:
         given = codes_of(bundle.items, ask.history)
     else:
-        who = codes_of(bundle.users, [ask.user])[0]
+        who = codes_of(bundle.users, [ask.user])[0] if who is None else who
         given = bundle.seen(who).astype(np.int64) if who >= 0 else np.zeros(0, np.int64)
     said = list(events or ())
     later, kinds = codes_of(bundle.items, [e.item for e in said]), [e.kind for e in said]
@@ -85,5 +86,5 @@ def person_of(
     bad, out = np.array(sorted(disliked), np.int64), codes_of(bundle.items, ask.exclude)
     unknown = int((history < 0).sum() + (bad < 0).sum())
     history = history[(history >= 0) & ~np.isin(history, bad)]
-    excluded = np.unique(np.concatenate([bad, out] + [history] * ask.exclude_seen))
+    excluded = np.concatenate([bad, out] + [history] * ask.exclude_seen)
     return Person(history, excluded[excluded >= 0], unknown)

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from .answers import Live
 from .bundle import Bundle, load_bundle
+from .cache import PrecomputedTable
 from .registry import Registry
 from .scorers import Scorer, make_scorer
 
@@ -44,6 +45,16 @@ def _index(bundle: Bundle):
         log.exception("version %s: the index cannot be used; every item is scored", bundle.version)
         return None, ["index"]
 
+# %% ../../nbs/90_serving/50_served.ipynb #5ce17dfc
+def _table(bundle: Bundle):
+    "Lists made beforehand, or None and what is wrong"
+    path = bundle.folder / "top.safetensors"
+    try:
+        return (PrecomputedTable.load(path) if path.exists() else None), []
+    except Exception:
+        log.exception("version %s: no list made beforehand can be used", bundle.version)
+        return None, ["table"]
+
 
 def bring_up(
     bundle: Bundle,
@@ -51,7 +62,8 @@ def bring_up(
     "Everything that answers for a bundle"
     scorer, ill = _scorer(bundle)
     index, faults = _index(bundle) if not ill else (None, [])
-    return Live(bundle, scorer, index, tuple(ill + faults))
+    table, more = _table(bundle) if not ill else (None, [])
+    return Live(bundle, scorer, index, table, tuple(ill + faults + more))
 
 # %% ../../nbs/90_serving/50_served.ipynb #47ab8c88
 class NoModel(RuntimeError):
