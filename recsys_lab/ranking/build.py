@@ -88,7 +88,7 @@ def _vectors(vectors) -> np.ndarray:
         raise ValueError(f"vectors must be a finite table (n_items, d), got shape {x.shape}")
     return x
 
-
+# %% ../../nbs/45_ranking/21_build.ipynb #7f1f3f0c
 def build_index(
     vectors: np.ndarray,  # Of the items, (n_items, d)
     kind: str | None = None,  # "flat", "ivf" or "hnsw"; None: by the number of vectors

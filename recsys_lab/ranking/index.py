@@ -149,9 +149,8 @@ def _best(
     if exact and fetch == self.n:
         return codes, scores
     last = scores[:, -1]
-    doubt = (last == least) & (least > -np.inf) if exact else last == -np.inf
-    if doubt.any():
-        rows = np.flatnonzero(doubt)
+    rows = np.flatnonzero((last == least) & (least > -np.inf) if exact else last == -np.inf)
+    if len(rows):
         left = None if excluded is None else [excluded[r] for r in rows]
         wider = 4 * fetch if exact else fetch
         codes, scores = codes.copy(), scores.copy()
@@ -177,7 +176,7 @@ def _only(self: VectorIndex, allowed) -> tuple:  # A selector, and whether to se
     few = len(codes) <= max(10_000, self.n // 10)
     return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little")), few
 
-
+# %% ../../nbs/45_ranking/20_index.ipynb #0c9c4e86
 @patch
 def _checked(self: VectorIndex, queries, k: int) -> np.ndarray:
     "Queries as faiss wants them"
@@ -196,7 +195,7 @@ def _by_size(excluded: list) -> list:
     groups = [np.flatnonzero(width == w) for w in np.unique(width)]
     return [(rows, int(size[rows].max())) for rows in groups]
 
-
+# %% ../../nbs/45_ranking/20_index.ipynb #0805a845
 @patch
 def search(
     self: VectorIndex,
@@ -263,7 +262,7 @@ def hits(
     key = self.n * np.arange(len(true))[:, None]
     return np.isin(true + key, self.search(queries, true.shape[1])[0] + key).mean(1)
 
-
+# %% ../../nbs/45_ranking/20_index.ipynb #f8b2a8bd
 @patch
 def recall(
     self: VectorIndex,
@@ -291,7 +290,7 @@ def save(
         write_manifest(temp, schema=1)
     return Path(folder)
 
-
+# %% ../../nbs/45_ranking/20_index.ipynb #1884cd4c
 @patch(cls_method=True)
 def load(
     cls: VectorIndex,

@@ -44,7 +44,7 @@ def _silence():
     finally:
         logging.disable(logging.NOTSET)
 
-
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #7b5abbfa
 def _graph_of(module: nn.Module, window: int, recurrent: bool) -> onnx.ModelProto:
     "The graph of a module, for any number of histories of any length up to the window"
     example = torch.tensor([[1, 0, 2, 0], [3, 1, 0, 0], [2, 1, 0, 3]]), torch.tensor([3, 2, 4])
@@ -81,7 +81,7 @@ def _half(proto: onnx.ModelProto) -> onnx.ModelProto:
     g.node.extend(nodes)
     return out
 
-
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #a6d627e3
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
     "Weights as whole numbers of one byte, inputs of products rounded as they come"
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -131,7 +131,7 @@ def _proto(model: Recommender) -> tuple[onnx.ModelProto, dict]:
     facts |= {"dim": network_vectors(model).shape[1], "n_items": model.n_items, "model": model.key}
     return proto, facts
 
-
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #5bfd8607
 def export_network(
     model: Recommender,  # Fitted: MultVAE or a sequence model
     path: Path | str,  # The file to write
@@ -144,7 +144,7 @@ def export_network(
     proto, facts = _proto(model)
     return _write(model, path, proto, facts, precision)
 
-
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #554efb16
 def _write(model, path, proto: onnx.ModelProto, facts: dict, precision: str) -> Path:
     "Check and write one precision of a graph"
     made = PRECISIONS[precision](proto)
@@ -159,7 +159,7 @@ def _write(model, path, proto: onnx.ModelProto, facts: dict, precision: str) -> 
     onnx.helper.set_model_props(made, given | {"parity": f"{away:.3g}"})
     return atomic_write(path, made.SerializeToString())
 
-
+# %% ../../nbs/90_serving/06_onnx_export.ipynb #62061d7f
 def export_all(
     model: Recommender,  # Fitted
     folder: Path | str,  # Where `fp32.onnx`, `fp16.onnx` and `int8.onnx` go
