@@ -75,8 +75,9 @@ def _(model: FactorRecommender) -> Frozen:
 @frozen.register(SequenceRecommender)
 @frozen.register(MultVAE)
 def _(model) -> Frozen:
+    from recsys_lab.serving.graphs import network_vectors
     from recsys_lab.serving.network import OnnxNetwork
-    from recsys_lab.serving.onnx_export import export_network, network_vectors
+    from recsys_lab.serving.onnx_export import export_network
 
     write = lambda folder: export_network(model, folder / "network.onnx")
     read = lambda histories, folder: OnnxNetwork(folder / "network.onnx").queries(list(histories))
