@@ -72,6 +72,24 @@ def test_what_is_excluded_or_not_allowed_never_comes(index, seed, k, many, share
             assert (alone == codes[r]).mean() > 0.8, "asked alone or together"
 
 
+def test_many_allowed_items(index, monkeypatch):
+    "A condition that holds for many is answered as well as no condition; one for short vectors too"
+    monkeypatch.setattr("recsys_lab.ranking.index.FEW", (0, 0.05))
+    rng = np.random.default_rng(2)
+    q = rng.standard_normal((200, 16)).astype(np.float32)
+    x = index.store.reconstruct_n(0, 3000) if index.kind != "ivf" else None
+    if x is None:
+        index.index.make_direct_map()
+        x = index.index.reconstruct_n(0, 3000)
+    length = np.linalg.norm(x, axis=1)
+    excluded = [rng.choice(3000, 20, replace=False) for _ in q]
+    for mask in (rng.random(3000) < 0.5, length < np.median(length)):
+        codes, _ = index.search(q, 10, excluded, mask)
+        assert mask[codes].all() and (codes >= 0).all()
+        true = brute(x, q, 10, excluded, mask)
+        assert np.mean([np.isin(a, b).mean() for a, b in zip(true, codes, strict=True)]) > 0.97
+
+
 def test_saved_equals_loaded(index, tmp_path):
     folder = index.save(tmp_path / "index")
     q = np.random.default_rng(1).standard_normal((20, 16)).astype(np.float32)

@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from ..core.display import Table, interval, number
+from ..core.display import interval, number
+from ..core.frames import Table
 from ..core.params import did_you_mean
 from ..data.interactions import Interactions
 from ..evaluation.intervals import resampled_counts

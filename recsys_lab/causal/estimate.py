@@ -19,8 +19,9 @@ from .estimators import ESTIMATORS, Estimator, estimator, weigh
 from .log import BanditLog
 from .policies import Policy
 from .value_intervals import value_intervals
-from ..core.display import Table, interval_bar, number, scale, theme
 from ..core.display import interval as text_interval
+from ..core.display import interval_bar, number, scale, theme
+from ..core.frames import Table
 
 # %% ../../nbs/50_causal/36_estimate.ipynb #28757a88
 def _title(name: str, settings: Mapping) -> str:

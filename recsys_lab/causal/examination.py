@@ -15,7 +15,8 @@ from numba import njit
 from sklearn.linear_model import LogisticRegression
 
 from .impressions import Impressions, linked
-from ..core.display import Table, interval, interval_bar, number, scale
+from ..core.display import interval, interval_bar, number, scale
+from ..core.frames import Table
 from ..evaluation.intervals import resampled_counts
 
 # %% ../../nbs/50_causal/20_examination.ipynb #c134ebd8

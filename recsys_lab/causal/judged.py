@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from ..core.display import Table, interval, number
+from ..core.display import interval, number
+from ..core.frames import Table
 from ..evaluation.comparison import beside
 from ..evaluation.intervals import bootstrap, resampled_means
 

@@ -15,7 +15,8 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.stats import t as student
 
-from ..core.display import Table, interval
+from ..core.display import interval
+from ..core.frames import Table
 from ..core.settings import NOT_NEGATIVE, Setting, check_settings, one_of
 from ..data.interactions import Interactions
 from ..evaluation.intervals import resampled_counts

@@ -6,15 +6,12 @@ Docs: https://recsys-lab.github.io/recsys_lab/00_core/display.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'MUTED', 'RULE', 'FONT', 'LAYOUT', 'escape', 'Html', 'decimals', 'number', 'interval', 'card',
-           'table_html', 'interval_bar', 'scale', 'Table', 'theme']
+           'table_html', 'interval_bar', 'scale', 'theme']
 
 # %% ../../nbs/00_core/04_display.ipynb #e5b71856
 import html
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-
-import pandas as pd
 
 # %% ../../nbs/00_core/04_display.ipynb #9864d8be
 def escape(
@@ -224,31 +221,6 @@ def scale(
     "The common scale of several columns"
     finite = [v for column in columns for v in column if v is not None and math.isfinite(v)]
     return (min(finite), max(finite)) if finite else (0.0, 1.0)
-
-# %% ../../nbs/00_core/04_display.ipynb #97d345ea
-class Table(pd.DataFrame):
-    "A pandas frame that JupyterLab draws as the report does"
-
-    needs: tuple = ()  # Columns of the drawing
-    optional: tuple = ()  # Columns that may be there as well
-
-    @property
-    def _constructor(self):
-        return type(self)
-
-    def drawn(self) -> tuple:  # Columns as `table_html` takes them, and a caption
-        "What is shown: all columns, unless a subclass chooses"
-        return {str(name): self[name] for name in self.columns}, f"{len(self):,} rows"
-
-    def _repr_html_(self) -> str:
-        index, names = self.index, list(self.columns)
-        plain = index.nlevels == 1 and index.name is None and index.dtype.kind in "iu"
-        known = len(names) == len(set(names)) and not set(names) - {*self.needs, *self.optional}
-        if len(self) and plain and known and set(self.needs) <= set(names):
-            # A frame whose values were replaced, by isna() say, cannot be drawn as it was
-            with suppress(TypeError, ValueError, KeyError, AttributeError):
-                return str(table_html(*self.drawn()))
-        return super()._repr_html_()
 
 # %% ../../nbs/00_core/04_display.ipynb #6a0d3cff
 _AXIS = {

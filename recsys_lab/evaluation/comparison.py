@@ -14,7 +14,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from ..core.display import Table, interval, interval_bar, number, scale
+from ..core.display import interval, interval_bar, number, scale
+from ..core.frames import Table
 from .evaluate import Evaluation
 from .intervals import bootstrap, exact_mean, resampled_means, unit_sums
 

@@ -11,7 +11,8 @@ __all__ = ['MEASURES', 'Drivers', 'drivers', 'curve']
 import numpy as np
 import pandas as pd
 
-from ..core.display import Table, interval
+from ..core.display import interval
+from ..core.frames import Table
 from ..core.params import did_you_mean
 from ..evaluation.intervals import bootstrap
 from .sampled_pairs import FEATURES, Pairs, correlations, user_ranks

@@ -17,7 +17,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import display
-from ..core.display import Table, card, interval, interval_bar, number, table_html
+from ..core.display import card, interval, interval_bar, number, table_html
+from ..core.frames import Table
 from ..evaluation.metrics import topk
 from .beliefs import Traits, belief_table, lifts, traits_of
 from .edits import solved, wishes

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from ..core.display import Table, interval_bar, scale
+from ..core.display import interval_bar, scale
+from ..core.frames import Table
 from ..core.params import did_you_mean
 from ..data.interactions import Histories, id_codes
 from ..evaluation.metrics import topk

@@ -111,7 +111,8 @@ def _find(
         return (self.index if on_gpu and fetch > GPU_MOST else self.fast).search(q, fetch)
     more = {} if mask is None else {"sel": self._selector(mask)}
     if self.kind == "ivf":
-        probe = self.index.nlist if exact else self.index.nprobe
+        more_lists = 1 if mask is None else self.n / max(1, np.count_nonzero(mask))
+        probe = self.index.nlist if exact else int(self.index.nprobe * more_lists)
         how = faiss.SearchParametersIVF(nprobe=probe, **more)
         return self.index.search(q, fetch, params=how)
     return self.store.search(q, fetch, params=faiss.SearchParameters(**more))
@@ -190,7 +191,7 @@ def _only(self: VectorIndex, allowed) -> Only:
         if not 0 <= allowed.min() <= allowed.max() < self.n:
             raise ValueError(f"allowed: codes must be from 0 to {self.n - 1}")
         mask[allowed] = True
-    many = np.count_nonzero(mask)
+    many = int(np.count_nonzero(mask))
     few = many <= max(FEW[0], FEW[1] * self.n)
     if self.kind != "hnsw" or few:
         return Only(mask, self.kind == "flat" or few)
