@@ -38,7 +38,7 @@ def start(tmp_path):
 def test_the_server_imports_no_workbench():
     "A serving machine needs neither torch nor the notebook's tools"
     heavy = "torch pandas scipy numba plotly IPython nbdev papermill matplotlib captum shap sklearn"
-    code = f"import sys, recsys_lab.serving.app as a; print([m for m in {heavy.split()} if m in sys.modules])"
+    code = f"import sys, recsys_lab.serving.app, recsys_lab.serving.page as p; p.page(); print([m for m in {heavy.split()} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 

@@ -15,6 +15,7 @@ from functools import cache
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+from ..reporting.shell import _ICON, CSS_FRAME, CSS_MEDIA, CSS_TYPE, _nav
 from .page_list import SCRIPT
 from .page_looks import MARKUP, STYLE
 
@@ -22,16 +23,12 @@ from .page_looks import MARKUP, STYLE
 @cache
 def _style() -> str:
     "The report's type, frame and narrow screens, then the page's own"
-    from recsys_lab.reporting.shell import CSS_FRAME, CSS_MEDIA, CSS_TYPE
-
     return CSS_TYPE + CSS_FRAME + CSS_MEDIA + STYLE
 
 
 @cache
 def page() -> str:  # A whole HTML document
     "The page, the same for everyone; what is personal it asks for itself"
-    from recsys_lab.reporting.shell import _ICON, _nav
-
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
