@@ -8,6 +8,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/90_serving/answers.html.md"""
 __all__ = ['log', 'Live', 'popular', 'Found', 'find', 'told']
 
 # %% ../../nbs/90_serving/41_answers.ipynb #cd898afe
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -36,16 +37,18 @@ class Live:
     def __repr__(self):
         return f"Live({self.bundle!r})"
 
-    def mask(self, filters: dict, most: int = 256) -> np.ndarray | None:
+    def mask(self, filters: dict, room: int = 64_000_000) -> np.ndarray | None:
         "Items that filters let through, kept for the next who asks the same"
         if not filters:
             return None
-        key = json.dumps(filters, sort_keys=True, default=str)
-        if key not in self.masks:
-            if len(self.masks) >= most:
-                self.masks.pop(next(iter(self.masks)), None)
-            self.masks[key] = allowed(self.bundle, filters)
-        return self.masks[key]
+        text = json.dumps(filters, sort_keys=True, default=str)  # Up to a megabyte long
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if (mask := self.masks.get(key)) is None:
+            mask = allowed(self.bundle, filters)
+            if len(self.masks) >= min(256, max(1, room // len(mask))):
+                self.masks.clear()  # Whole: another thread may be here too
+            self.masks[key] = mask
+        return mask
 
 # %% ../../nbs/90_serving/41_answers.ipynb #6768b43c
 def popular(

@@ -90,7 +90,8 @@ def _asked(value, numbers: bool):
     if not numbers:
         return str(value)
     try:
-        return n if -(2**63) <= (n := int(str(value))) < 2**63 else None
+        n = int(text := str(value))  # Reads 042 and 4_2 too, which are nobody's id
+        return n if str(n) == text and -(2**63) <= n < 2**63 else None
     except ValueError:
         return None
 
@@ -247,7 +248,7 @@ def _rule(name: str, kind: pl.DataType, rule) -> pl.Expr:
         low, high = rule.get("from"), rule.get("to")
         ends = [] if low is None else [column >= low]
         ends += [] if high is None else [column <= high]
-        return pl.all_horizontal(pl.lit(True), *ends)
+        return pl.all_horizontal(column.is_not_null(), *ends)
     wanted = pl.Series(rule if isinstance(rule, list) else [rule])
     if kind == pl.List:
         return column.list.eval(pl.element().is_in(wanted.implode())).list.any()
@@ -269,6 +270,7 @@ def allowed(
                 "ok"
             ].to_numpy()
         except (pl.exceptions.PolarsError, TypeError) as e:
-            raise ValueError(f"filters: {name!r} holds {kind}, got {rule!r} ({e})") from None
+            why = str(e).partition("\n")[0]
+            raise ValueError(f"filters: {name!r} holds {kind}, got {rule!r:.80} ({why})") from None
         mask = found if mask is None else mask & found
     return mask

@@ -24,7 +24,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServerSettings(BaseSettings):
     "What a server can be told"
 
-    model_config = SettingsConfigDict(env_prefix="RECSYS_LAB_SERVE_", extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="RECSYS_LAB_SERVE_", extra="forbid", hide_input_in_errors=True
+    )  # What is hidden could be a key
     place: str = Field("artifacts/registry", description="Registry, or the folder of one bundle")
     events: str = Field("artifacts/events/feedback.db", description="The log of feedback")
     redis: str | None = Field(None, description="Address of a shared cache, redis://host:port")
@@ -38,6 +40,7 @@ class ServerSettings(BaseSettings):
     kept: int = Field(64_000_000, ge=0, description="Bytes of answers kept in a process")
     waiting: int = Field(256, ge=1, description="Requests at once in a process, at most")
     body: int = Field(1 << 20, ge=1024, description="Largest request, in bytes")
+    patience: float = Field(10.0, gt=0, description="Seconds for the body of a request to come")
     shadowed: float = Field(0.1, ge=0, le=1, description="Share of requests that a shadow hears")
 
     @model_validator(mode="after")
@@ -65,7 +68,9 @@ class Keys:
         pairs = [part.strip().partition("=") for part in written.split(",") if part.strip()]
         if short := [k for k, _, _ in pairs if len(k) < 16]:
             raise ValueError(f"{len(short)} of {len(pairs)} keys have fewer than 16 letters")
-        hashed = [(self._hash(key), user or None) for key, _, user in pairs]
+        if any(equals and not user.strip() for _, equals, user in pairs):
+            raise ValueError("a key ends in = without a user: write key=user, or key for everyone")
+        hashed = [(self._hash(key.strip()), user.strip() or None) for key, _, user in pairs]
         self.guests = [(digest, Guest(digest.hex()[:12], user)) for digest, user in hashed]
 
     @staticmethod
@@ -114,10 +119,10 @@ class Rate:
     def wait(
         self,
         name: str,  # Of the guest
-        cost: int = 1,  # Requests this one counts as
+        cost: int = 1,  # Requests this one counts as; never more than a whole window
     ) -> float:  # Seconds; 0: come in
         "How long a guest has to wait"
-        if self.window.hit(self.limit, name, cost=cost):
+        if self.window.hit(self.limit, name, cost=min(cost, self.limit.amount)):
             return 0.0
         reset = self.window.get_window_stats(self.limit, name).reset_time
         return min(max(reset - time.time(), 0.1), 3600.0)

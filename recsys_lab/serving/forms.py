@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .people import MOST_FILTERS, MOST_ITEMS, MOST_K, Id
+from .people import MOST_ITEMS, MOST_K, Filters, Id, one_of_two
 
 # %% ../../nbs/90_serving/55_forms.ipynb #c1479beb
 class Form(BaseModel):
@@ -28,7 +28,7 @@ class Batch(Form):
     users: list[Id] | None = Field(None, max_length=10_000)
     histories: list[list[Id]] | None = Field(None, max_length=10_000)
     k: int = Field(10, ge=1, le=MOST_K)
-    filters: dict = Field({}, max_length=MOST_FILTERS)
+    filters: Filters = {}
     exclude_seen: bool = True
 
     @model_validator(mode="after")
@@ -47,6 +47,8 @@ class Why(Form):
     history: list[Id] | None = Field(None, max_length=MOST_ITEMS)
     item: Id
     k: int = Field(5, ge=1, le=50, description="Reasons told; the others are added up")
+
+    _one = model_validator(mode="after")(one_of_two)
 
 
 class Feedback(Form):

@@ -75,6 +75,18 @@ def _batch(self: Together) -> list | None:
 
 # %% ../../nbs/90_serving/52_together.ipynb #19af31e7
 @patch
+def _answers(self: Together, requests: list) -> list[tuple]:
+    "An answer or an error for each; where a batch fails, each is asked for alone"
+    try:
+        return [(value, None) for value in self.answer(requests)]
+    except Exception as e:
+        if len(requests) > 1:
+            return [self._answers([r])[0] for r in requests]
+        log.exception("a request has no answer")
+        return [(None, e)]
+
+
+@patch
 def _work(self: Together):
     "Answer batches until the end"
     while not self.ended:
@@ -82,13 +94,8 @@ def _work(self: Together):
         if not batch:
             continue
         self.sizes = [*self.sizes[-99:], len(batch)]
-        error, answers = None, [None] * len(batch)
-        try:
-            answers = self.answer([request for request, _, _ in batch])
-        except Exception as e:
-            log.exception("%d requests have no answer", len(batch))
-            error = e
-        for (_, future, loop), value in zip(batch, answers, strict=True):
+        answers = self._answers([request for request, _, _ in batch])
+        for (_, future, loop), (value, error) in zip(batch, answers, strict=True):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_settle, future, value, error)
 
