@@ -18,8 +18,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from .desk import Desk
-from .door import STATUS, Door, entry, malformed, problem, reply
-from .doors import Guest, ServerSettings, check_user
+from .door import STATUS, Door, entry, malformed, problem, reply, too_often
+from .doors import Guest, NotYours, ServerSettings, check_user
 from .events import Event
 from recsys_lab.serving.forms import (
     Answer,
@@ -52,14 +52,17 @@ def _lists(app: FastAPI, desk: Desk, guest):
 
     @app.post("/recommend/batch", response_model=Answers, responses=WRONG)
     def batch(ask: Batch, who: Annotated[Guest, Depends(guest)]):
-        "The best items for many, in one call"
+        "The best items for many, in one call; each list counts as a request"
         for user in ask.users or ():
             check_user(who, user)
+        rows = len(ask.histories if ask.users is None else ask.users)
+        if rows > 1 and (wait := guest.rate.wait(who.name, rows - 1)):
+            raise too_often(desk.settings, wait)
         return reply(
             {"answers": desk.many(ask.users, ask.histories, ask.k, ask.filters, ask.exclude_seen)}
         )
 
-    @app.get("/similar/{item}", response_model=Answer, responses=WRONG)
+    @app.get("/similar/{item:path}", response_model=Answer, responses=WRONG)
     def similar(
         item: Annotated[str, Path(max_length=200)],
         who: Annotated[Guest, Depends(guest)],
@@ -99,11 +102,13 @@ def _more(app: FastAPI, desk: Desk, guest):
 def _state(app: FastAPI, desk: Desk, guest):
     "What an operator asks"
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict:
         "The process answers"
         return {"alive": True}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses={503: {"description": "No model answers"}})
     async def readyz():
         "A model answers"
@@ -112,7 +117,9 @@ def _state(app: FastAPI, desk: Desk, guest):
 
     @app.get("/metrics", responses=WRONG)
     async def metrics(who: Annotated[Guest, Depends(guest)]):
-        "For Prometheus"
+        "For Prometheus; not with a key for one person"
+        if who.user is not None:
+            raise NotYours("this key is for one user; ask with a key for everyone")
         desk.ready()
         text, kind = page_of(desk.numbers)
         return Response(text, media_type=kind)
@@ -122,7 +129,7 @@ def _errors(app: FastAPI):
     "Whatever is raised becomes an answer"
     for kind in (*STATUS, Exception):
         app.add_exception_handler(kind, lambda request, e: problem(e))
-    app.add_exception_handler(RequestValidationError, lambda request, e: malformed(e))
+    app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(
         HTTPException,
         lambda request, e: reply({"error": e.detail}, e.status_code, **(e.headers or {})),
@@ -143,7 +150,14 @@ def make_app(
         yield
         desk.close()
 
-    app = FastAPI(title="recsys_lab", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="recsys_lab",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # A redirect repeats the Host that was sent
+    )
     app.state.desk = desk
     for routes in (_lists, _more, _state):
         routes(app, desk, entry(settings))

@@ -46,6 +46,7 @@ class Desk:
         self.events = EventLog(Path(settings.events))
         self.cache = Cache(settings.redis, settings.kept) if settings.kept else None
         self.together = Together(self._batch, waiting=settings.waiting)
+        self.listening = 0  # Requests that the shadow hears now
 
     def __repr__(self):
         return f"Desk({self.served!r})"
@@ -141,7 +142,7 @@ def many(
 ) -> list[dict]:  # In order
     "Lists for many people in one call; their forms were checked together"
     if (live := self.served.live) is None:
-        return [NOTHING] * len(users or histories)
+        return [NOTHING] * len(histories if users is None else users)
     shared = {"k": k, "filters": filters or {}, "exclude_seen": exclude_seen, "exclude": []}
     if users is not None:
         asks = [Ask.model_construct(user=u, history=None, **shared) for u in users]
@@ -203,8 +204,9 @@ async def answer(self: Desk, ask: Ask) -> tuple[bytes, bool]:
 def _shadow(self: Desk, ask: Ask, answer: dict):
     "Ask the shadow too, after the answer, for a share of the requests"
     shadow = self.served.shadow
-    if shadow is None or random.random() >= self.settings.shadowed:
+    if shadow is None or self.listening >= 4 or random.random() >= self.settings.shadowed:
         return
+    self.listening += 1  # A shadow that is slow hears less; nobody waits for it
 
     def listen():
         try:
@@ -214,6 +216,8 @@ def _shadow(self: Desk, ask: Ask, answer: dict):
             self.numbers.shadow_overlap.observe(both / max(1, len(ours)))
         except Exception:
             log.exception("the shadow failed")
+        finally:
+            self.listening -= 1
 
     asyncio.get_running_loop().run_in_executor(None, listen)
 

@@ -155,9 +155,8 @@ def _insert(self: EventLog, event: Event) -> bool:
         return True
     there = db.execute("SELECT user, item, kind FROM events WHERE key = ?", (event.key,)).fetchone()
     if there != (event.user, event.item, event.kind):
-        raise Conflict(
-            f"key {event.key!r} was used for {there}, now for "
-            f"{(event.user, event.item, event.kind)}; take a new key for a new event"
+        raise Conflict(  # What is there may be another person's: it is not told
+            f"key {event.key!r} was used for another event; take a new key for a new event"
         )
     return False
 
@@ -186,7 +185,8 @@ def _commit(self: EventLog, batch: list):
     except Exception as e:  # a full disk, a lock that was not given: the thread goes on
         with suppress(sqlite3.Error):
             self._writer.execute("ROLLBACK")
-        why = f"the log did not take the events ({e}); send them again with the same keys"
+        what = getattr(e, "strerror", None) or e  # Of an OSError, without the path
+        why = f"the log did not take the events ({what}); send them again with the same keys"
         results = [Unavailable(why)] * len(batch)
     for (_, future), result in zip(batch, results, strict=True):
         if isinstance(result, Exception):
