@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from .desk import Desk
-from .door import STATUS, Door, entry, malformed, problem, reply, too_often
+from .door import STATUS, Door, entry, malformed, problem, reply
 from .doors import Guest, NotYours, ServerSettings, check_user
 from .events import Event
 from recsys_lab.serving.forms import (
@@ -56,8 +56,7 @@ def _lists(app: FastAPI, desk: Desk, guest):
         for user in ask.users or ():
             check_user(who, user)
         rows = len(ask.histories if ask.users is None else ask.users)
-        if rows > 1 and (wait := guest.rate.wait(who.name, rows - 1)):
-            raise too_often(desk.settings, wait)
+        guest.rate.spend(who.name, rows - 1)
         return reply(
             {"answers": desk.many(ask.users, ask.histories, ask.k, ask.filters, ask.exclude_seen)}
         )

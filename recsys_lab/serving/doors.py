@@ -119,10 +119,19 @@ class Rate:
     def wait(
         self,
         name: str,  # Of the guest
-        cost: int = 1,  # Requests this one counts as; never more than a whole window
     ) -> float:  # Seconds; 0: come in
         "How long a guest has to wait"
-        if self.window.hit(self.limit, name, cost=min(cost, self.limit.amount)):
+        if self.window.hit(self.limit, name):
             return 0.0
         reset = self.window.get_window_stats(self.limit, name).reset_time
         return min(max(reset - time.time(), 0.1), 3600.0)
+
+    def spend(
+        self,
+        name: str,  # Of a guest who was let in
+        cost: int,  # Further requests that this one counts as
+    ):
+        "Count a large request as many; it may take all that is left, and is not refused"
+        left = self.window.get_window_stats(self.limit, name).remaining
+        if (cost := min(cost, left)) > 0:
+            self.window.hit(self.limit, name, cost=cost)
