@@ -50,7 +50,7 @@ class Registry:
 def _name(version: str | int) -> str:
     "The name of a version: 3, '3' and '0003' are one"
     if not str(version).isdecimal() or int(version) < 1:
-        raise ValueError(f"version must be a number such as 3 or '0003', got {version!r}")
+        raise Refused(f"version must be a number such as 3 or '0003', got {version!r}")
     return f"{int(version):04d}"
 
 
