@@ -171,3 +171,86 @@ def test_too_often(client, bundle):
     got = [c.post("/recommend", json={"user": 1}) for _ in range(8)]
     assert [r.status_code for r in got] == [200] * 5 + [429] * 3
     assert 1 <= int(got[-1].headers["Retry-After"]) <= 60
+
+
+@pytest.mark.parametrize(
+    "rule", ["[" * 700 + "]" * 700, "NaN", "1e400", "{}", "null", '["a", [1]]', '"\\ud800"']
+)
+def test_a_filter_that_is_no_filter(client, bundle, rule):
+    c, start = client(bundle), time.perf_counter()
+    for path, body in (("", '"history": [1]'), ("/batch", '"histories": [[1]]')):
+        text = f'{{{body}, "filters": {{"title": {rule}}}}}'
+        wrong = c.post(
+            f"/recommend{path}", content=text, headers={"Content-Type": "application/json"}
+        )
+        assert wrong.status_code == 422, wrong.text
+    assert time.perf_counter() - start < 2
+
+
+def test_a_request_that_fails_alone(client, bundle, monkeypatch):
+    c = client(bundle, kept=0, timeout=5)
+    lists = c.app.state.desk.lists
+
+    def broken(live, asks):
+        time.sleep(0.05)
+        if any(a.k == 7 for a in asks):
+            raise RuntimeError("of one")
+        return lists(live, asks)
+
+    monkeypatch.setattr(c.app.state.desk, "lists", broken)
+    c = TestClient(c.app, raise_server_exceptions=False)
+    with ThreadPoolExecutor(12) as crowd:
+        got = list(
+            crowd.map(lambda k: c.post("/recommend", json={"k": k}).status_code, range(1, 13))
+        )
+    assert got == [500 if k == 7 else 200 for k in range(1, 13)]
+
+
+def test_a_key_of_another_is_not_read_out(client, bundle):
+    c = client(bundle)
+    said = {"key": "a", "user": 1, "item": 23, "kind": "dislike"}
+    assert c.post("/feedback", json=said).json() == {"new": True}
+    refused = c.post("/feedback", json=said | {"user": 2, "item": 3, "kind": "view"})
+    assert refused.status_code == 409
+    assert "23" not in refused.text and "dislike" not in refused.text
+
+
+def test_a_log_that_cannot_be_written_names_no_folder(client, bundle, tmp_path, monkeypatch):
+    c = client(bundle)
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(tmp_path / "events.db.lock"))
+
+    monkeypatch.setattr("recsys_lab.serving.events.alone", full)
+    refused = c.post("/feedback", json={"key": "a", "user": 1, "item": 2, "kind": "like"})
+    assert refused.status_code == 503 and "No space left" in refused.text
+    assert str(tmp_path) not in refused.text
+
+
+def test_many_lists_count_as_many_requests(client, bundle):
+    c = client(bundle, rate="50/minute")
+    assert c.post("/recommend/batch", json={"users": list(range(500))}).status_code == 200
+    assert c.post("/recommend", json={"user": 1}).status_code == 429
+
+
+def test_an_id_with_a_slash(client, tmp_path):
+    import numpy as np
+    import polars as pl
+
+    from recsys_lab.serving.bundle import save_bundle
+
+    films = pl.DataFrame({"item_id": ["Face/Off", "Heat"], "title": ["Face/Off", "Heat"]})
+    tensors = {
+        "popularity": np.ones(2, np.float32),
+        "seen.items": np.zeros(0, np.int32),
+        "seen.offsets": np.zeros(1, np.int64),
+    }
+    place = save_bundle(tmp_path / "b", {"kind": "popularity"}, films, np.zeros(0, int), tensors)
+    got = client(place).get("/similar/Face%2FOff").json()
+    assert [i["item_id"] for i in got["items"]] == ["Heat"]
+
+
+def test_nobody_is_redirected_to_a_host_of_their_choice(client, bundle):
+    c = client(bundle)
+    got = c.get("/search/", headers={"Host": "elsewhere.example"}, follow_redirects=False)
+    assert got.status_code == 404

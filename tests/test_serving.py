@@ -1,6 +1,7 @@
 "The server as a process: what it imports, what survives it, what it answers to anything"
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -120,6 +121,20 @@ def test_two_workers_are_one_server(start, tmp_path):
         assert gone not in [i["item_id"] for i in after]
     numbers = server.ask("GET", "/metrics")[1]
     assert 'recsys_lab_requests_total{route="/recommend",status="200"} 21.0' in numbers
+
+
+def test_a_body_that_does_not_come_holds_no_place(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECSYS_LAB_SERVE_WAITING", "4")
+    monkeypatch.setenv("RECSYS_LAB_SERVE_PATIENCE", "1")
+    server = start(made_up_bundle(tmp_path / "bundle", 300, 8, 20, 5))
+    head = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+    slow = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(4)]
+    for s in slow:
+        s.sendall(head)
+    time.sleep(0.3)
+    assert server.ask("POST", "/recommend", {"history": [1]})[0] == 503
+    assert all(s.recv(1000).startswith(b"HTTP/1.1 408") for s in slow)
+    assert server.ask("POST", "/recommend", {"history": [1]})[0] == 200
 
 
 def test_a_worse_model_is_refused(tmp_path):
