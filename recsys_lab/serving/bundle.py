@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from recsys_lab.core.files import (
     atomic_folder,
@@ -132,7 +132,7 @@ def save_bundle(
     orders = {f"{k}.order": Ids(v).order for k, v in ids.items()}
     with atomic_folder(folder) as temp:
         state = {k: np.ascontiguousarray(v) for k, v in (tensors | orders).items()}
-        save_file(state, temp / "tensors.safetensors")
+        (temp / "tensors.safetensors").write_bytes(save(state))  # `save_file` lets nobody else read
         catalogue.write_parquet(temp / "catalogue.parquet")
         pl.DataFrame({"user_id": ids["user"]}).write_parquet(temp / "people.parquet")
         if more:

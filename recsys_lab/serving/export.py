@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import polars as pl
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..core.files import read_json
 from ..data.interactions import Histories
@@ -158,7 +158,7 @@ def write_lists(
         histories = [np.asarray(bundle.seen(u), np.int64) for u in users]
         if users:
             codes[users], scores[users] = best(scorer, histories, k, histories, None, index)
-    save_file({"codes": codes, "scores": scores}, folder / "top.safetensors")
+    (folder / "top.safetensors").write_bytes(save({"codes": codes, "scores": scores}))
 
 # %% ../../nbs/90_serving/15_export.ipynb #1bdf669e
 def export_bundle(
