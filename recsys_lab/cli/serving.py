@@ -89,7 +89,9 @@ def add(
 @registry_app.command("list")
 def list_versions(place: Place = PLACE):
     "What there is, and which version answers."
-    for v in _registry(place).versions():
+    if not (versions := _registry(place).versions()):
+        typer.echo("no version yet: recsys-lab registry add PROTOCOL/MODEL", err=True)
+    for v in versions:
         first = v["metrics"].get("ndcg@10", {})
         told = (
             "ndcg@10 {value:.4f} [{low:.4f}, {high:.4f}]".format(**first)
@@ -198,15 +200,16 @@ def run_server(
 
     for name, value in settings.model_dump(exclude_none=True).items():
         os.environ[f"RECSYS_LAB_SERVE_{name.upper()}"] = str(value)
-    if settings.workers > 1:
-        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="recsys-lab-"))
-    uvicorn.run(
-        "recsys_lab.serving.app:make_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="recsys-lab-") as numbers:
+        if settings.workers > 1:
+            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", numbers)
+        uvicorn.run(
+            "recsys_lab.serving.app:make_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+        )

@@ -146,6 +146,7 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         desk.served.watch(follow)
+        desk.ready()  # The gauge starts at 0: a process that was never asked is not ill
         yield
         desk.close()
 
