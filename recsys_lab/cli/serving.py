@@ -156,7 +156,7 @@ def _checked(given: dict):
         raise WrongSetting(f"keys: {e}; `recsys-lab key` makes one") from None
     return settings
 
-
+# %% ../../nbs/95_cli/01c_serving.ipynb #bd2d31aa
 def _settings(given: dict):
     "Settings of the server and a key made for this start, if none was given"
     from recsys_lab.core.files import root

@@ -129,11 +129,12 @@ def _fitted_teacher(self: Student, train, *known) -> SequenceRecommender:
         return member(**self.teacher).fit(train, valid=valid, items=items, users=users)
     own, rows = teacher.histories, train.histories()
     same = np.array_equal(teacher.item_ids, train.item_ids)
-    if not (same and np.array_equal(own.items, rows.items)):
+    same &= np.array_equal(own.offsets, rows.offsets) and np.array_equal(own.items, rows.items)
+    if not same:
         raise ValueError("the teacher was fitted on other rows; fit it and the student on the same")
     return teacher
 
-
+# %% ../../nbs/40_models/48_student.ipynb #ebe793b8
 def lesson(
     teacher: SequenceRecommender,  # Fitted
     histories: Histories,

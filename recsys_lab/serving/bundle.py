@@ -95,7 +95,7 @@ def _asked(value, numbers: bool):
     except ValueError:
         return None
 
-
+# %% ../../nbs/90_serving/00_bundle.ipynb #d867a080
 def codes_of(
     ids: Ids,
     asked,  # A list of ids; a number may be written as text

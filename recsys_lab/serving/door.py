@@ -124,7 +124,7 @@ def _counted(self: Door, scope, receive, told: dict):
 
     return counted
 
-
+# %% ../../nbs/90_serving/56_door.ipynb #0927e5bd
 @patch
 def _not_taken(self: Door, told: dict, status: int, text: str) -> NotTaken:
     "Remember what to say of the body"

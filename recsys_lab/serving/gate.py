@@ -69,7 +69,7 @@ def gate(
 ) -> dict:  # Numbers; `refused`: the reason, or an empty text
     "Is a bundle shown to be no worse than another?"
     if not 0 <= margin < 1:
-        raise ValueError(f"margin must be a share from 0 to below 1, got {margin!r}")
+        raise Refused(f"margin must be a share from 0 to below 1, got {margin!r}")
     try:
         d = _difference(Path(new), Path(served), metric)
     except Refused as e:

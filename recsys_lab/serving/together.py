@@ -85,7 +85,7 @@ def _answers(self: Together, requests: list) -> list[tuple]:
         log.exception("a request has no answer")
         return [(None, e)]
 
-
+# %% ../../nbs/90_serving/52_together.ipynb #30782bb2
 @patch
 def _work(self: Together):
     "Answer batches until the end"
