@@ -47,13 +47,20 @@ def test_help_loads_nothing_heavy():
         (["params", "model.eese"], "did you mean 'ease'"),
         (["study", "nbs/studies/99_nothing.ipynb", "x"], "no such study"),
         (["study", "nbs/studies/99_nothing.ipynb", "x", "modle"], "name=value"),
+        (["serve", "--port", "99999"], "port: "),
     ],
-    ids=["fetch", "params", "study", "given"],
+    ids=["fetch", "params", "study", "given", "port"],
 )
 def test_a_mistake_is_one_line(words, says):
     done = lab(*words)
     assert done.returncode == 2 and done.stdout == ""
     assert says in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_version_that_is_none_is_one_line(tmp_path):
+    done = lab("registry", "promote", "abc", "--registry", str(tmp_path))
+    assert done.returncode == 2 and "a number such as 3" in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
 
 

@@ -121,6 +121,7 @@ def test_two_workers_are_one_server(start, tmp_path):
         assert gone not in [i["item_id"] for i in after]
     numbers = server.ask("GET", "/metrics")[1]
     assert 'recsys_lab_requests_total{route="/recommend",status="200"} 21.0' in numbers
+    assert "recsys_lab_ready 1.0" in numbers  # Nobody asked the other whether it is ready
 
 
 def test_a_body_that_does_not_come_holds_no_place(start, tmp_path, monkeypatch):
