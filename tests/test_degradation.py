@@ -232,6 +232,7 @@ def test_many_lists_count_as_many_requests(client, bundle):
     assert c.post("/recommend/batch", json={"users": list(range(500))}).status_code == 200
     got = [c.post("/recommend", json={"user": 1}).status_code for _ in range(5)]
     assert got[-1] == 429, got  # Not the first: a window may just have begun
+    assert c.get("/search?q=x").status_code == 429  # Whatever is asked for
 
 
 def test_an_id_with_a_slash(client, tmp_path):

@@ -158,8 +158,9 @@ def make_app(
 
     app = FastAPI(title="recsys_lab", version="1", lifespan=lifespan, **BARE)
     app.state.desk = desk
+    guest = entry(settings)  # One for all routes: it counts how often somebody asks
     for routes in (_lists, _many, _more, _state):
-        routes(app, desk, entry(settings))
+        routes(app, desk, guest)
     add_page(app)
     app.add_middleware(Door, settings=settings, numbers=desk.numbers)
     _errors(app)
