@@ -206,13 +206,25 @@ def test_a_request_that_fails_alone(client, bundle, monkeypatch):
     assert got == [500 if k == 7 else 200 for k in range(1, 13)]
 
 
-def test_a_key_of_another_is_not_read_out(client, bundle):
+def test_a_key_belongs_to_its_user(client, bundle):
+    "Nobody learns of another's feedback by its key, and nobody takes it away"
     c = client(bundle)
     said = {"key": "a", "user": 1, "item": 23, "kind": "dislike"}
     assert c.post("/feedback", json=said).json() == {"new": True}
-    refused = c.post("/feedback", json=said | {"user": 2, "item": 3, "kind": "view"})
+    other = c.post("/feedback", json=said | {"user": 2, "item": 3, "kind": "view"})
+    assert other.json() == {"new": True}
+    refused = c.post("/feedback", json=said | {"item": 3})
     assert refused.status_code == 409
     assert "23" not in refused.text and "dislike" not in refused.text
+
+
+def test_a_stranger_holds_no_place(client, bundle):
+    "Who has no key is refused before the body is read"
+    c = client(bundle, open=False, keys="k" * 20)
+    assert c.post("/recommend", content=(b"{}" for _ in range(1))).status_code == 401
+    known = {"Authorization": f"Bearer {'k' * 20}"}
+    assert c.post("/recommend", json={"k": 3}, headers=known).status_code == 200
+    assert c.get("/", headers={}).status_code == 200
 
 
 def test_a_log_that_cannot_be_written_names_no_folder(client, bundle, tmp_path, monkeypatch):

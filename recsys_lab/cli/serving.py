@@ -63,12 +63,12 @@ def freeze(
     place: str = PLACE,
 ) -> str:  # The new version
     "Put an evaluated model into the registry"
-    from recsys_lab.models.base import Recommender
-    from recsys_lab.serving.export import export_bundle
-
     registry = _registry(place)
     if (Path(what) / "bundle.json").exists():
         return registry.add(what)
+    from recsys_lab.models.base import Recommender
+    from recsys_lab.serving.export import export_bundle
+
     home, protocol = _evaluated(what), what.rpartition("/")[0]
     registry.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=registry.folder) as temp:

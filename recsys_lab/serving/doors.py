@@ -46,7 +46,9 @@ class ServerSettings(BaseSettings):
     kept: int = Field(64_000_000, ge=0, description="Bytes of answers kept in a process")
     waiting: int = Field(256, ge=1, description="Requests at once in a process, at most")
     body: int = Field(1 << 20, ge=1024, description="Largest request, in bytes")
-    patience: float = Field(10.0, gt=0, description="Seconds for the body of a request to come")
+    patience: float = Field(
+        10.0, gt=0, description="Seconds for a body to come, or a batch to be done"
+    )
     shadowed: float = Field(0.1, ge=0, le=1, description="Share of requests that a shadow hears")
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ LATEST = (
 class Event:
     "What a person did with an item"
 
-    key: str  # Chosen by the sender; a repeated key is the same event
+    key: str  # Chosen by the sender; a user's repeated key is the same event
     user: str
     item: str
     kind: str  # Of `KINDS`
@@ -71,9 +71,11 @@ def _check_event(event: Event):
 # %% ../../nbs/90_serving/30_events.ipynb #6595d9af
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, user TEXT NOT NULL,
-  item TEXT NOT NULL, kind TEXT NOT NULL, time REAL NOT NULL, version TEXT);
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, user TEXT NOT NULL,
+  item TEXT NOT NULL, kind TEXT NOT NULL, time REAL NOT NULL, version TEXT, UNIQUE (user, key));
 CREATE INDEX IF NOT EXISTS by_user ON events (user, seq);
+CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
+INSERT INTO log SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT 1 FROM log);
 PRAGMA user_version = 1;
 """
 COLUMNS = "key, user, item, kind, time, version"
@@ -115,6 +117,7 @@ class EventLog:
         with alone(self._lock):
             self._reader, self._writer = _connect(self.path), _connect(self.path)
             self._writer.executescript(SCHEMA)
+        self.id = self._reader.execute("SELECT id FROM log").fetchone()[0]  # Its own, for caches
         self._reading, self._adding, self._closed = threading.Lock(), threading.Lock(), False
         self._jobs, self._last = queue.Queue(10_000), 1
         self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
@@ -151,11 +154,11 @@ def __repr__(self: EventLog):
 def _insert(self: EventLog, event: Event) -> bool:
     "Write one event inside a transaction; `False` when it is there already"
     names, db = f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", self._writer
-    if db.execute(f"{names} ON CONFLICT (key) DO NOTHING", _fields(event)).rowcount:
+    if db.execute(f"{names} ON CONFLICT (user, key) DO NOTHING", _fields(event)).rowcount:
         return True
-    there = db.execute("SELECT user, item, kind FROM events WHERE key = ?", (event.key,)).fetchone()
-    if there != (event.user, event.item, event.kind):
-        raise Conflict(  # What is there may be another person's: it is not told
+    asked = "SELECT item, kind FROM events WHERE user = ? AND key = ?"
+    if db.execute(asked, (event.user, event.key)).fetchone() != (event.item, event.kind):
+        raise Conflict(
             f"key {event.key!r} was used for another event; take a new key for a new event"
         )
     return False

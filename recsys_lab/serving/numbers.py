@@ -27,7 +27,7 @@ COUNTERS = {
     "requests": ("Requests", ["route", "status"]),
     "lists": ("Lists by where they come from", ["source", "degraded"]),
     "feedback": ("Feedback, new and repeated", ["kind", "new"]),
-    "cache": ("Answers looked up", ["level", "found"]),
+    "cache": ("Answers looked up", ["found"]),
 }
 HISTOGRAMS = {
     "request_seconds": ("From request to answer", ["route"], SECONDS),
