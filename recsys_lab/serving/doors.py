@@ -28,6 +28,14 @@ FROM_ENVIRONMENT = SettingsConfigDict(
     hide_input_in_errors=True,  # Keys are among what was put in
 )
 
+# %% ../../nbs/90_serving/51_doors.ipynb #936ce66f
+def _sound(settings):
+    "Keys, or an open door, and a rate that can be read"
+    if not settings.keys.strip() and not settings.open:
+        raise ValueError("no key is set: give keys (`recsys-lab key` makes one), or open")
+    parse(settings.rate)
+    return settings
+
 # %% ../../nbs/90_serving/51_doors.ipynb #2d24c170
 class ServerSettings(BaseSettings):
     "What a server can be told"
@@ -51,12 +59,7 @@ class ServerSettings(BaseSettings):
     )
     shadowed: float = Field(0.1, ge=0, le=1, description="Share of requests that a shadow hears")
 
-    @model_validator(mode="after")
-    def _closed(self):
-        if not self.keys.strip() and not self.open:
-            raise ValueError("no key is set: give keys (`recsys-lab key` makes one), or open")
-        parse(self.rate)
-        return self
+    _closed = model_validator(mode="after")(_sound)
 
 # %% ../../nbs/90_serving/51_doors.ipynb #3f9d4d12
 class Guest(NamedTuple):
