@@ -72,11 +72,11 @@ def test_a_model_that_hangs(client, bundle, monkeypatch):
     c = client(bundle, kept=0, timeout=0.1)
     live = c.app.state.desk.served.live
     scores = live.scorer.scores
-    monkeypatch.setattr(live.scorer, "scores", lambda h: time.sleep(1) or scores(h))
+    monkeypatch.setattr(live.scorer, "scores", lambda h: time.sleep(2) or scores(h))
     start = time.perf_counter()
     answer = ask(c, history=[1, 2])
     assert (answer["source"], answer["degraded"], len(answer["items"])) == ("popular", "timeout", 5)
-    assert time.perf_counter() - start < 0.8
+    assert time.perf_counter() - start < 1.8
 
 
 def test_an_index_that_cannot_be_used(client, tmp_path, monkeypatch):
