@@ -19,6 +19,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from threadpoolctl import threadpool_limits
 
+# %% ../../nbs/90_serving/60_app.ipynb #5d76b09b
 from .desk import Desk
 from .door import STATUS, Door, entry, malformed, problem, reply
 from .doors import Guest, NotYours, ServerSettings, check_user
