@@ -12,6 +12,11 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 ROOT = Path(__file__).resolve().parents[1]
 CI = bool(os.environ.get("RECSYS_LAB_CI"))
+CHROMIUM = "/usr/bin/chromium"
+ARGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +33,19 @@ def mirror() -> Path:
     if not Path(given).is_dir():
         pytest.fail(f"RECSYS_LAB_MIRROR={given} is no folder")
     return Path(given)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Debian's Chromium; without it a test that needs it is skipped"
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed: apt install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield b
+        b.close()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,11 +4,10 @@ import re
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from recsys_lab.data.tiny import tiny, tiny_items
 from recsys_lab.models.ease import EASE
@@ -17,11 +16,6 @@ from recsys_lab.serving.doors import ServerSettings, new_key
 from recsys_lab.serving.events import EventLog
 from recsys_lab.serving.export import export_bundle
 
-CHROMIUM = "/usr/bin/chromium"
-ARGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 HOSTILE = "<img src=x onerror=alert(1)> \"Orbit\" & 'Søn'"
 LONG = "Colony" + "ofants" * 20
 KEY, BOBS = new_key(), new_key()
@@ -49,16 +43,6 @@ def server(tmp_path_factory):
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/", events
     running.should_exit = True
     thread.join(20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed: apt install chromium")
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield b
-        b.close()
 
 
 @pytest.fixture

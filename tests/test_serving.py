@@ -146,6 +146,24 @@ def test_a_body_that_does_not_come_holds_no_place(start, tmp_path, monkeypatch):
     assert server.ask("POST", "/recommend", {"history": [1]})[0] == 200
 
 
+def test_a_flipped_byte_is_refused_by_name(tmp_path):
+    "In every file of a bundle with an index, when it is added and when it is loaded"
+    place = made_up_bundle(tmp_path / "bundle", 300, 8, 20, 5, indexed=True)
+    registry = Registry(tmp_path / "registry")
+    home = registry.folder / "versions" / registry.add(place)
+    files = sorted(str(f.relative_to(home)) for f in home.rglob("*") if f.is_file())
+    assert {"index/index.faiss", "tensors.safetensors", "manifest.json"} <= set(files)
+    for file in files:
+        sound = (home / file).read_bytes()
+        wrong = bytearray(sound)
+        wrong[len(wrong) // 2] ^= 1
+        (home / file).write_bytes(wrong)
+        with pytest.raises(ValueError, match=file):
+            registry.load("1")
+        (home / file).write_bytes(sound)
+    assert registry.load("1").version == "0001"
+
+
 def test_a_worse_model_is_refused(tmp_path):
     "The gate compares user by user"
     registry = Registry(tmp_path / "registry")

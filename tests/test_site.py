@@ -6,16 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 from site_fixture import HOSTILE, make_project
 
 from recsys_lab.reporting.site import build_site
 
-CHROMIUM = "/usr/bin/chromium"
-ARGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
   && !e.closest('.rl-scroll, pre, math, svg')).map(e => e.outerHTML.slice(0, 120))"""
 
@@ -25,16 +19,6 @@ def site(tmp_path_factory):
     "The made-up project's pages, library notebooks not run"
     top = make_project(tmp_path_factory.mktemp("project"))
     return build_site(top).parent
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed: apt install chromium")
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield b
-        b.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ __all__ = ['DTYPES', 'SCHEMA', 'KINDS', 'mapped', 'Ids', 'codes_of', 'save_bundl
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,11 @@ class Bundle:
     def __repr__(self):
         what = self.card.get("model", self.card["kind"])
         return f"Bundle({what}, {len(self.items):,} items, {len(self.users):,} users)"
+
+    @cached_property
+    def lowered(self) -> pl.Series:
+        "Titles in small letters, made at the first search"
+        return self.catalogue["title"].fill_null("").str.to_lowercase()
 
     def seen(self, user: int) -> np.ndarray:
         "Item codes that a known user has had, oldest first"

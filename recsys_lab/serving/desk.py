@@ -279,8 +279,8 @@ def search(
 ) -> dict:  # items
     "Items whose title holds a text, popular ones first"
     live = self._live()
-    lowered = live.bundle.catalogue["title"].fill_null("").str.to_lowercase()
-    found = np.flatnonzero(lowered.str.contains(text.lower().strip(), literal=True).to_numpy())
+    titles = live.bundle.lowered
+    found = np.flatnonzero(titles.str.contains(text.lower().strip(), literal=True).to_numpy())
     liked = live.bundle.tensors["popularity"][found]
     codes = found[np.lexsort((found, -liked))[:k]]
     scores = live.bundle.tensors["popularity"][codes]
