@@ -184,11 +184,6 @@ class Bundle:
         what = self.card.get("model", self.card["kind"])
         return f"Bundle({what}, {len(self.items):,} items, {len(self.users):,} users)"
 
-    @cached_property
-    def lowered(self) -> pl.Series:
-        "Titles in small letters, made at the first search"
-        return self.catalogue["title"].fill_null("").str.to_lowercase()
-
     def seen(self, user: int) -> np.ndarray:
         "Item codes that a known user has had, oldest first"
         start, end = self.tensors["seen.offsets"][user : user + 2]
@@ -198,6 +193,15 @@ class Bundle:
         "Titles; the id where an item has none"
         found = self.catalogue["title"].gather(np.asarray(codes, np.int64)).to_list()
         return [t or str(i) for t, i in zip(found, self.items.list(codes), strict=True)]
+
+# %% ../../nbs/90_serving/00_bundle.ipynb #146fc702
+def _lowered(bundle: Bundle) -> pl.Series:
+    "Titles in small letters, made at the first search"
+    return bundle.catalogue["title"].fill_null("").str.to_lowercase()
+
+
+Bundle.lowered = cached_property(_lowered)
+Bundle.lowered.__set_name__(Bundle, "lowered")
 
 # %% ../../nbs/90_serving/00_bundle.ipynb #fb691be1
 def _card(folder: Path) -> dict:
