@@ -92,6 +92,14 @@ def _gowalla(folder: Path) -> Interactions:
     "Both parts of the published split"
     return from_frame(_parts({0: _lines(folder / "train.txt"), 2: _lines(folder / "test.txt")}))
 
+
+def _cross(folder: Path) -> Interactions:
+    "Training rows and the test rows whose item has a training row; one number a person in all domains"
+    options = {"separator": "\t", "has_header": False, "columns": [0, 1]}
+    options["new_columns"] = ["user_id", "item_id"]
+    read = {0: "train.txt", 2: "test.txt"}
+    return from_frame(_parts({p: pl.read_csv(folder / f, **options) for p, f in read.items()}))
+
 # %% ../../nbs/10_data/02b_loaders.ipynb #8b02b5e3
 def _matrix(path: Path) -> pl.DataFrame:
     "A dense matrix of ratings, zero where there is none"
@@ -151,6 +159,8 @@ LOADERS = {
     "ml_latest_small": _columns("ratings.csv", ",", [*RATED, "timestamp"], header=True),
     "gowalla": _gowalla,
     "coat": _coat,
+    "cross_sport": _cross,
+    "cross_phone": _cross,
     "kuairand": _kuairand,
     "amazon_beauty": lambda folder: from_frame(_lines(folder / "Beauty.txt")),
     "diginetica": _diginetica,

@@ -265,17 +265,25 @@ _add(
 
 # %% ../../nbs/10_data/02_sources.ipynb #07937a4f
 _add(
-    key="cross_domain",
-    title="Amazon sport and phone with shared users",
+    key="cross_sport",
+    title="Amazon Sports, the people who also bought phone articles (DisenCDR)",
     terms="research",
-    mirror="cross-domain",
+    mirror="cross-domain/sport_phone",
     files="""
-1665b2846c5011ca870ff79bcfb3cc632aa3eeaa6ea9853ee45549ac0858b444  phone_sport/test.txt
-17894bfdd8daecda579ca2f454b4a1282187efc52705b731dd16893c44a0abdb  phone_sport/test_original.txt
-d38cd0da5379bbec03a19cc3eb95a8b52caeeb179dfb515ba2d894b1e193572d  phone_sport/train.txt
-5ff3bc25da94612e7a35672edba277c4acc497cc8d87d268bca891e64dc98640  sport_phone/test.txt
-78cd3e7fa755fc0c7ffe10ab61a20f3626ed81b099dfc633b08e59cf83dcc535  sport_phone/test_original.txt
-c55f3f576465795163f45cdb6df9484626dfbb12799393a7d06e4401cfcb6f3a  sport_phone/train.txt
+5ff3bc25da94612e7a35672edba277c4acc497cc8d87d268bca891e64dc98640  test.txt
+78cd3e7fa755fc0c7ffe10ab61a20f3626ed81b099dfc633b08e59cf83dcc535  test_original.txt
+c55f3f576465795163f45cdb6df9484626dfbb12799393a7d06e4401cfcb6f3a  train.txt
+""",
+)  # fmt: skip
+_add(
+    key="cross_phone",
+    title="Amazon Cell Phones, the people who also bought sports articles (DisenCDR)",
+    terms="research",
+    mirror="cross-domain/phone_sport",
+    files="""
+1665b2846c5011ca870ff79bcfb3cc632aa3eeaa6ea9853ee45549ac0858b444  test.txt
+17894bfdd8daecda579ca2f454b4a1282187efc52705b731dd16893c44a0abdb  test_original.txt
+d38cd0da5379bbec03a19cc3eb95a8b52caeeb179dfb515ba2d894b1e193572d  train.txt
 """,
 )  # fmt: skip
 

@@ -69,11 +69,13 @@ def _check_parts(parts: pd.DataFrame):
     "Refuse reasons without their four columns, of an unknown kind or without a number"
     if lacking := {"kind", "name", "title", "contribution"} - set(parts):
         raise ValueError(f"parts has no column {sorted(lacking)}; it has {list(parts)}")
-    if odd := sorted(set(parts.kind) - set(KINDS)):
+    if odd := sorted(set(parts["kind"].unique()) - set(KINDS)):
         raise ValueError(f"parts: unknown kind {odd}; choose from {KINDS}")
-    value, error = (parts.get(c, pd.Series()).to_numpy(float) for c in ("contribution", "error"))
+    value = parts["contribution"].to_numpy(float)
     _refuse(~np.isfinite(value), "contributions are not finite")
-    _refuse(~np.isfinite(error) | (error < 0), "errors are negative or not finite")
+    if "error" in parts:
+        error = parts["error"].to_numpy(float)
+        _refuse(~np.isfinite(error) | (error < 0), "errors are negative or not finite")
 
 
 def _refuse(wrong: np.ndarray, what: str):
