@@ -148,7 +148,7 @@ def _kuairand(folder: Path) -> Interactions:
     frame = pl.read_parquet(folder / "log_standard_20220425_20220508.parquet")
     return from_frame(frame, item="video_id", time="time_ms", unit="ms")
 
-
+# %% ../../nbs/10_data/02b_loaders.ipynb #8b4f06e8
 RATED = ["user_id", "item_id", "rating"]
 LOADERS = {
     "ml100k": _recbole_ratings,
