@@ -48,7 +48,7 @@ def mirrored(mirror, tmp_path_factory) -> Path:
     "A data folder filled from the mirror"
     folder = tmp_path_factory.mktemp("mirrored")
     ours = ["ml1m_original", "ml1m_sasrec", "ml1m_ncf", "ml_latest_small", "kuairand"]
-    fetch([*ours, "amazon_beauty", "diginetica"], folder)
+    fetch([*ours, "amazon_beauty", "diginetica", "cross_sport", "cross_phone"], folder)
     return folder
 
 
@@ -112,6 +112,29 @@ def test_leave_one_out_of_amazon_beauty_is_by_line(mirrored):
     before = split.history("test").histories()
     assert data.item_ids[before.items].tolist() == [x for line in lines for x in line[1:-1]]
     assert split.info["test"]["repeats"] == split.info["valid"]["repeats"] == 0
+
+
+def test_the_two_domains_share_their_people_and_hold_no_test_row_in_training(mirrored):
+    "Counts of the mirror's README, and of the files line by line"
+    for key, (train, test, asked, items) in {
+        "cross-sport": (50_558, 3_698, 4_998, 20_845),
+        "cross-phone": (42_446, 3_999, 4_998, 13_655),
+    }.items():
+        split = load_protocol(key, data_dir=mirrored)
+        data, folder = split.data, data_folder(key.replace("-", "_"), mirrored)
+        assert (len(split.train), len(split.test), data.n_items) == (train, test, items)
+        assert data.user_ids.tolist() == list(range(4_998)) and split.train.user_counts().min() >= 4
+        assert split.train.csr().multiply(split.test.csr()).nnz == 0 and len(dedup(data)) == len(
+            data
+        )
+        learned = set(np.loadtxt(folder / "train.txt", np.int64)[:, 1].tolist())
+        every = np.loadtxt(folder / "test_original.txt", np.int64)
+        known = np.isin(every[:, 1], list(learned))
+        assert (len(every), int(known.sum())) == (asked, test)
+        kept = split.test.to_frame()[["user_id", "item_id"]]
+        assert set(map(tuple, every[known, :2].tolist())) == set(
+            kept.itertuples(index=False, name=None)
+        )
 
 
 def test_cases_of_diginetica_are_the_published_ones(mirrored):

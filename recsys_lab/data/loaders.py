@@ -95,10 +95,10 @@ def _gowalla(folder: Path) -> Interactions:
 
 def _cross(folder: Path) -> Interactions:
     "Training rows and the test rows whose item has a training row; one number a person in all domains"
-    options = {"separator": "\t", "has_header": False, "columns": [0, 1]}
-    options["new_columns"] = ["user_id", "item_id"]
+    options = {"separator": "\t", "has_header": False, "new_columns": ["user_id", "item_id", "one"]}
     read = {0: "train.txt", 2: "test.txt"}
-    return from_frame(_parts({p: pl.read_csv(folder / f, **options) for p, f in read.items()}))
+    frame = _parts({p: pl.read_csv(folder / f, **options) for p, f in read.items()})
+    return from_frame(frame.drop("one"))
 
 # %% ../../nbs/10_data/02b_loaders.ipynb #8b02b5e3
 def _matrix(path: Path) -> pl.DataFrame:
