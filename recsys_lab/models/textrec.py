@@ -25,7 +25,7 @@ from .sasrec import SHAPE, SASRec, Transformer
 from .sequence import SequenceRecommender
 from ..training.negatives import Negatives
 
-# %% ../../nbs/40_models/49_textrec.ipynb #f769fe12
+# %% ../../nbs/40_models/49_textrec.ipynb #4ba81f40
 def whitening(
     vectors: np.ndarray,  # Of the items met in training, shape (n, e)
     dim: int,  # Directions kept, at most
@@ -37,7 +37,8 @@ def whitening(
     kept = np.flatnonzero(spread > 1e-6 * max(spread[-1], 1e-12))[::-1][:dim]
     if not len(kept):  # One text for all
         return mean.astype(np.float32), np.zeros((v.shape[1], 1), np.float32)
-    return mean.astype(np.float32), (axes[:, kept] / np.sqrt(spread[kept])).astype(np.float32)
+    turn = np.ascontiguousarray(axes[:, kept] / np.sqrt(spread[kept]), np.float32)
+    return mean.astype(np.float32), turn
 
 # %% ../../nbs/40_models/49_textrec.ipynb #c548bae7
 class TextItems(nn.Module):
