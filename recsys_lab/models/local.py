@@ -38,7 +38,7 @@ class FewShotNet(nn.Module):
         ]
         self.decide = nn.Sequential(*steps, nn.Linear(widths[-1], 1))
 
-
+# %% ../../nbs/40_models/39a_local.ipynb #055503cd
 @patch
 def pairs(
     self: FewShotNet,

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..core.settings import NOT_NEGATIVE, POSITIVE, Setting, check_settings, one_of
 from ..data.interactions import Histories, Interactions
 from ..data.split import LeakError
+from ..evaluation.metrics import rmse
 from .svd import SVD, half_step
 
 # %% ../../nbs/40_models/39_rater.ipynb #6847c0b8
@@ -79,6 +80,20 @@ def predict(
     if both := int(np.isin(_pairs(asked), _pairs(shown)).sum()):
         raise LeakError(f"{both} of {len(asked)} asked pairs are shown with their ratings")
     return np.clip(self._predict(asked, shown), self.low, self.high)
+
+# %% ../../nbs/40_models/39_rater.ipynb #d1167804
+@patch
+def error(
+    self: Rater,
+    asked: Interactions,  # Query rows with their ratings
+    shown: Interactions,  # Support of the same people, earliest first
+    shots: tuple[int, ...] = (0, 1, 5, 10),  # How much of it is shown
+) -> float:  # RMSE of all rows, mean over `shots`
+    "What a search and early stopping look at"
+    place, out = np.arange(len(shown)) - shown.offsets[shown.user], []
+    for n in shots:
+        out.append(rmse(asked.columns["rating"], self.predict(asked, shown.where(place < n))))
+    return float(np.mean(out))
 
 # %% ../../nbs/40_models/39_rater.ipynb #6bb8d08e
 def shrunk(
