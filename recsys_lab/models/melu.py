@@ -48,6 +48,7 @@ class MeLU(Rater):
 
     many = 10  # Buckets of a number, such as age
     every = 2  # Epochs between validations
+    weight_decay = 1e-5  # Of all weights
 
     _settings = {
         "kind": one_of("melu", "plain"),
@@ -59,7 +60,6 @@ class MeLU(Rater):
         "steps": _STEPS,
         "shots": _SHOTS,
         "prior": NOT_NEGATIVE,
-        "weight_decay": NOT_NEGATIVE,
         "patience": or_none(COUNT),
     }
 
@@ -81,7 +81,6 @@ def __init__(
     batch_size: int = 16,  # People in an update
     epochs: int = 100,  # At most; an epoch meets everybody once
     lr: float = 0.005,
-    weight_decay: float = 1e-5,
     patience: int | None = 10,  # Validations without a better one
     seed: int = 0,
 ):

@@ -59,7 +59,7 @@ def title_rows(
     rows[np.arange(len(rows)), size] = END
     return rows
 
-# %% ../../nbs/40_models/04c_titles.ipynb #c33f0fe3
+# %% ../../nbs/40_models/04c_titles.ipynb #3cd7e71a
 @dataclass(eq=False)
 class Trie:
     "A tree of rows"
@@ -70,7 +70,7 @@ class Trie:
     item: Tensor  # Item that ends at a node, int64, (n_nodes,); -1: none
     depth: int  # Longest way
 
-
+# %% ../../nbs/40_models/04c_titles.ipynb #f5f9f5af
 def build_trie(
     rows: np.ndarray,  # Of `title_rows`
 ) -> Trie:
@@ -83,15 +83,14 @@ def build_trie(
         edges.append(np.stack([pair // base, pair % base, nodes + np.arange(len(pair))]))
         node[on], nodes = nodes + which, nodes + len(pair)
     edges.append(np.stack([node, np.zeros_like(node), node]))
-    parent, piece, child = np.concatenate(edges, 1)[
-        :, np.argsort(np.concatenate(edges, 1)[0], kind="stable")
-    ]
+    every = np.concatenate(edges, 1)
+    parent, piece, child = every[:, np.argsort(every[0], kind="stable")]
     start = np.concatenate([[0], np.bincount(parent, minlength=nodes).cumsum()])
     item = np.full(nodes, -1)
     item[node] = np.arange(len(rows))
     return Trie(*map(torch.from_numpy, (start, piece, child, item)), rows.shape[1])
 
-# %% ../../nbs/40_models/04c_titles.ipynb #34b40323
+# %% ../../nbs/40_models/04c_titles.ipynb #9951a2ab
 @patch
 def step(
     self: Trie,
