@@ -181,7 +181,7 @@ def _block(self: MeLU, users: np.ndarray, asked: Interactions, shown: Interactio
     said = answer_all(self.net, own, self.net.pairs(user, to(asked.item[row]).long()))
     return row[real], said.numpy()[real]
 
-
+# %% ../../nbs/40_models/39b_melu.ipynb #36334ca1
 @patch
 def _predict(
     self: MeLU,
