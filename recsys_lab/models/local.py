@@ -106,7 +106,15 @@ def answer_all(net: FewShotNet, weights: dict[str, Tensor], x: Tensor) -> Tensor
 class Episodes:
     "People with rows that are shown and rows that are asked, drawn anew in each epoch"
 
-    def __init__(self, train: Interactions, y: np.ndarray, shots, query: int, batch_size: int):
+    def __init__(
+        self,
+        train: Interactions,
+        y: np.ndarray,  # What is predicted of each row, float32, shape (len(train),)
+        shots: list[int],  # Numbers of rows that are shown
+        query: int,  # Rows that are asked, at most
+        batch_size: int,  # People
+        earliest: bool = False,  # Are everybody's first rows shown, or any?
+    ):
         counts = train.user_counts()
         self.who = torch.as_tensor(np.flatnonzero(counts > 1))
         if not len(self.who):
@@ -115,19 +123,33 @@ class Episodes:
         self.item, self.y = torch.as_tensor(np.asarray(train.item)).long(), torch.as_tensor(y)
         self.counts, self.offsets = torch.as_tensor(counts), torch.as_tensor(train.offsets)
         self.shots, self.query, self.batch_size = torch.tensor(shots), query, batch_size
+        self.earliest = earliest
 
     def __len__(self):
         return -(-len(self.who) // self.batch_size)
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-        "Users (m,); items, ratings, which are shown, which are asked, each (m, k)"
-        order = (self.user + torch.rand(len(self.user), generator=generator).double()).argsort()
-        who = self.who[torch.randperm(len(self.who), generator=generator)]
-        drawn = torch.randint(len(self.shots), (len(who),), generator=generator)
-        place = torch.arange(int(self.shots.max()) + self.query)
-        for u, d in zip(who.split(self.batch_size), drawn.split(self.batch_size), strict=True):
-            n = self.counts[u][:, None]
-            s = self.shots[d][:, None].minimum(n - 1)
-            row = order[self.offsets[u][:, None] + place.minimum(n - 1)]
-            asked = (place >= s) & (place < (s + self.query).minimum(n))
-            yield u, self.item[row], self.y[row], place < s, asked
+# %% ../../nbs/40_models/39a_local.ipynb #07eef2ae
+@patch
+def _order(self: Episodes, generator: torch.Generator) -> Tensor:  # Row numbers, int64, (n,)
+    "Everybody's rows in a new order; the first ones stay in front if they are to be shown"
+    key = torch.rand(len(self.item), generator=generator).double()
+    if self.earliest:
+        place = torch.arange(len(self.item)) - self.offsets[self.user.long()]
+        key = torch.where(place < self.shots.max(), place / self.shots.max() - 1, key)
+    return (2 * self.user + key).argsort()
+
+
+@patch
+def epoch(self: Episodes, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    "Users (m,); items, ratings, which are shown, which are asked, each (m, k)"
+    order, most = self._order(generator), int(self.shots.max())
+    who = self.who[torch.randperm(len(self.who), generator=generator)]
+    drawn = torch.randint(len(self.shots), (len(who),), generator=generator)
+    place = torch.arange(most + self.query)
+    for u, d in zip(who.split(self.batch_size), drawn.split(self.batch_size), strict=True):
+        n = self.counts[u][:, None]
+        s = self.shots[d][:, None].minimum(n - 1)
+        start = torch.where(n > most, most, s) if self.earliest else s
+        row = order[self.offsets[u][:, None] + place.minimum(n - 1)]
+        asked = (place >= start) & (place < (start + self.query).minimum(n))
+        yield u, self.item[row], self.y[row], place < s, asked

@@ -54,7 +54,7 @@ class MeLU(Rater):
         "kind": one_of("melu", "plain"),
         **{n: COUNT for n in ("dim", "query", "batch_size", "epochs")},
         **{n: POSITIVE for n in ("local_lr", "lr")},
-        **{n: FLAG for n in ("item_ids", "second")},
+        **{n: FLAG for n in ("item_ids", "second", "earliest")},
         "layers": WIDTHS,
         "forget": SHARE,
         "steps": _STEPS,
@@ -77,6 +77,7 @@ def __init__(
     prior: float = 5.0,  # c, in ratings: how much one rating is held back
     second: bool = True,  # Second derivatives? False: first order
     shots: tuple[int, ...] = (0, 1, 5, 10),  # That are drawn in training and asked in validation
+    earliest: bool = True,  # In training, are first rows shown, or any?
     query: int = 10,  # Rows of a person that are asked in an update
     batch_size: int = 16,  # People in an update
     epochs: int = 100,  # At most; an epoch meets everybody once
@@ -136,7 +137,7 @@ def _learner(self: MeLU, train: Interactions, valid, shown) -> Learner:
         self.kind == "plain",
     )
     rows = self.batch_size * (self.query + max(self.shots))
-    how = (self.shots, self.query, self.batch_size)
+    how = (self.shots, self.query, self.batch_size, self.earliest)
     batches = LabelBatches(train, y, rows) if plain else Episodes(train, y, *how)
     callbacks = [Progress(type(self).__name__)]
     if valid is not None and len(valid):
