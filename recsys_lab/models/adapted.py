@@ -54,6 +54,8 @@ class Adapted(FactorRecommender):
         freeze: bool = True,  # Do people and old items stay as they were pre-trained?
         passes: int = 3,  # Over people and items, where they do not
         ridge: float = 1.0,  # L2 strength of the map from descriptions
+        columns: list
+        | None = None,  # Of the item table, that describe; None: text, tags and `year`
         factors: int = 64,  # d
         alpha: float = 0.1,  # Weight of the unobserved pairs
         reg: float = 0.003,  # L2 strength per counted observation
@@ -61,8 +63,9 @@ class Adapted(FactorRecommender):
         seed: int = 0,
     ):
         self.category, self.start, self.freeze, self.passes = category, start, freeze, passes
-        self.ridge, self.factors, self.alpha, self.reg = ridge, factors, alpha, reg
-        self.epochs, self.seed, self.fold_alpha, self.fold_reg = epochs, seed, alpha, reg
+        self.ridge, self.columns, self.factors, self.alpha = ridge, columns, factors, alpha
+        self.reg, self.epochs, self.seed = reg, epochs, seed
+        self.fold_alpha, self.fold_reg = alpha, reg
         self._check_settings()
 
 # %% ../../nbs/40_models/62_adapted.ipynb #7d694351
@@ -82,7 +85,7 @@ def _guesses(self: Adapted, V: np.ndarray, known: np.ndarray, items) -> np.ndarr
     "What descriptions say about the vectors of all items, learned on the known ones"
     if self.start == "nothing":
         return np.zeros_like(V)
-    counts, terms = item_terms(items, self.item_ids)
+    counts, terms = item_terms(items, self.item_ids, self.columns)
     F = tfidf_vectors(counts, np.ones(len(terms))).toarray()
     return mapped(F, linear_map(F[known], V[known], self.ridge)).astype(np.float32)
 

@@ -77,7 +77,7 @@ def __init__(
     prior: float = 5.0,  # c, in ratings: how much one rating is held back
     second: bool = True,  # Second derivatives? False: first order
     shots: tuple[int, ...] = (0, 1, 5, 10),  # That are drawn in training and asked in validation
-    earliest: bool = True,  # In training, are first rows shown, or any?
+    earliest: bool = False,  # In training, are first rows shown, or any?
     query: int = 10,  # Rows of a person that are asked in an update
     batch_size: int = 16,  # People in an update
     epochs: int = 100,  # At most; an epoch meets everybody once
