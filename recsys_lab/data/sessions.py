@@ -272,7 +272,7 @@ def explorations(
     start, rows, past = _history(data, number)
     pair, judged = _pairs(data, number, _groups(data, group)), past >= known
     groups = np.bincount(pair["session"], minlength=len(rows))
-    fresh = pair["last"] < start[pair["session"]] - window
+    fresh = (pair["before"] == 0) | (pair["last"] < start[pair["session"]] - window)
     new = np.bincount(pair["session"], fresh, len(rows)).astype(np.int64)
     usual = new[judged].sum() / max(groups[judged].sum(), 1)
     seen, of = (_earlier(v * judged, data.user[start]) for v in (new, groups))

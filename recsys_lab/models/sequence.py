@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, SHARE, one_of
+from ..core.settings import COUNT, FLAG, SHARE, UNIT, one_of
 from ..data.interactions import Histories, Interactions
 from .base import cosine
 from .factors import padded
@@ -39,6 +39,9 @@ OBJECTIVE_RULES = {
     "negatives": COUNT,
     "targets": COUNT,
     "smoothing": SHARE,
+    "calibration": UNIT,
+    "shared": FLAG,
+    "half": FLAG,
 }
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #ea8cf48d
@@ -52,13 +55,11 @@ class SequenceRecommender(NeuralRecommender):
     def _check_settings(self):
         "Refuse settings that cannot work, alone or together"
         super()._check_settings()
-        stride, window = self.options["stride"], self.window
-        if stride not in ("window", None, *range(1, window + 1)):
-            raise ValueError(f"stride must be 'window', None or 1 to {window}, got {stride!r}")
-        if not 0 <= self.options["calibration"] <= 1:
-            raise ValueError(
-                f"calibration must be from 0 to 1, got {self.options['calibration']!r}"
-            )
+        o, window = self.options, self.window
+        if o["stride"] not in ("window", None, *range(1, window + 1)):
+            raise ValueError(f"stride must be 'window', None or 1 to {window}, got {o['stride']!r}")
+        if o["smoothing"] and o["loss"] != "ce":
+            raise ValueError(f"smoothing must be 0 where loss is not 'ce', got {o['loss']!r}")
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #ef3dccf7
 @patch
@@ -144,6 +145,8 @@ def _score_histories(
     out, V = np.zeros((len(histories), self.n_items), np.float32), self._vectors(self.net).detach()
     order = np.argsort(length, kind="stable")
     order = order[length[order] > 0]
+    if self.uses_times:  # A number for each pair of places
+        block = min(block, max(1, 2**24 // int(length.max(initial=1)) ** 2))
     for start in range(0, len(order), block):
         rows = order[start : start + block]
         h = self._newest_states(histories.take(rows))

@@ -47,7 +47,7 @@ class Teller(Block):
         x = x + self.drop(self.look(x, read, seen))
         return x + self.drop(self.down(self.drop(nn.functional.gelu(self.up(self.norm2(x))))))
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #ff3e980e
+# %% ../../nbs/40_models/49a_text2text.ipynb #dd5c17ff
 class Speaker(nn.Module):
     "An encoder of titles and a decoder of one"
 
@@ -61,11 +61,17 @@ class Speaker(nn.Module):
         self.readers = nn.ModuleList(Block(dim, **block, **kind) for _ in range(blocks))
         self.tellers = nn.ModuleList(Teller(dim, **block) for _ in range(blocks))
         self.norm, self.last = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        for p in self.parameters():
-            if p.dim() == 2:
-                nn.init.normal_(p, std=0.02)
+        for table in (self.word, self.place, self.ago):
+            nn.init.normal_(table.weight, std=0.1)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #c10768a8
+# %% ../../nbs/40_models/49a_text2text.ipynb #a687c1e0
+@patch
+def since(self: Speaker, size: Tensor, n: int) -> Tensor:  # (b,) -> (b, n, d)
+    "A vector for each of n titles, counted from the newest"
+    place = torch.arange(n, device=size.device)
+    return self.ago((place + self.window - size.unsqueeze(1)).clamp_(max=self.window - 1))
+
+
 @patch
 def read(
     self: Speaker,
@@ -73,11 +79,9 @@ def read(
     size: Tensor,  # How many are real, (b,)
 ) -> tuple[Tensor, Tensor]:  # States (b, L T, d); which of them are pieces (b, L T)
     "A history as a text; each piece knows its title and earlier ones"
-    said = self.rows[items]
-    b, n, length = said.shape
-    place = torch.arange(n, device=items.device)
-    ago = (place + self.window - size.unsqueeze(1)).clamp_(max=self.window - 1)
-    x = self.word(said) + self.place.weight[:length] + self.ago(ago).unsqueeze(2)
+    said, n = self.rows[items], items.shape[1]
+    length, place = said.shape[2], torch.arange(n, device=items.device)
+    x = self.word(said) + self.place.weight[:length] + self.since(size, n).unsqueeze(2)
     x, real = self.drop(x.flatten(1, 2)), (said > 0).flatten(1)
     title = place.repeat_interleave(length)
     seen = (title <= title.unsqueeze(1)) & real[:, None, None]
@@ -85,17 +89,18 @@ def read(
         x = block(x, seen)
     return self.norm(x), real
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #9ebfbc50
+# %% ../../nbs/40_models/49a_text2text.ipynb #7d8c6033
 @patch
 def say(
     self: Speaker,
     said: Tensor,  # Answers so far, each from `START` on, (b, m, t)
     read: Tensor,  # What `read` gave
     seen: Tensor,  # What each answer may look at, bool, (b, m or 1, S)
+    since: Tensor,  # When the newest title was that it may look at, (b, m or 1, d)
 ) -> Tensor:  # States before each next piece, (b, m, t, d)
     "How answers go on"
     b, m, t = said.shape
-    x = self.drop(self.word(said) + self.place.weight[:t])
+    x = self.drop(self.word(said) + self.place.weight[:t] + since.unsqueeze(2))
     table = seen.expand(b, m, -1).repeat_interleave(t, 1).unsqueeze(1)
     for block in self.tellers:
         x = block.tell(x, read, table).view(b, m, t, -1)
@@ -111,13 +116,14 @@ def shown(
     title = torch.arange(real.shape[1], device=real.device) // length
     return (title < titles.unsqueeze(2)) & real.unsqueeze(1)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #0254eab1
+# %% ../../nbs/40_models/49a_text2text.ipynb #4ad07cea
 @torch.no_grad()
 def beam_search(
     net: Speaker,
     tree: Trie,
     read: Tensor,  # What `net.read` gave, (b, S, d)
     seen: Tensor,  # What answers may look at, (b, 1, S)
+    since: Tensor,  # As for `say`, (b, 1, d)
     width: int = 50,  # Beginnings that are kept
 ) -> tuple[Tensor, Tensor]:  # Items (b, w), -1: none; log chances, best first
     "The likeliest titles"
@@ -125,7 +131,7 @@ def beam_search(
     said = torch.full((b, 1, 1), START, device=read.device)
     node, score = said.new_zeros(b, 1), read.new_zeros(b, 1)
     for _ in range(tree.depth):
-        h = net.say(said, read, seen)[:, :, -1]
+        h = net.say(said, read, seen, since)[:, :, -1]
         chance, piece, child = tree.step(node, h @ net.word.weight.T)
         total = (score.unsqueeze(2) + chance).flatten(1)
         score, at = total.topk(min(width, total.shape[1]))
@@ -201,7 +207,7 @@ def _restore(self: Text2Text, tensors: dict):
     self._know(tensors["net.rows"])
     NeuralRecommender._restore(self, tensors)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #984f3889
+# %% ../../nbs/40_models/49a_text2text.ipynb #ada8c669
 @patch
 def _batches(self: Text2Text, train: Interactions, device) -> SequenceBatches:
     "Whole windows: all their answers are trained at once"
@@ -218,11 +224,11 @@ def _loss(self: Text2Text, net: Speaker, batch) -> Tensor:
     right = net.rows[answer]
     said = torch.cat([torch.full_like(right[..., :1], START), right[..., :-1]], 2)
     upto = torch.arange(1, 1 + items.shape[1], device=items.device).unsqueeze(0)
-    h = net.say(said, read, net.shown(pieces, upto))
+    h = net.say(said, read, net.shown(pieces, upto), net.since(size, items.shape[1]))
     count = real.unsqueeze(2) & (right > 0)
     return full_cross_entropy(h[count], net.word.weight, right[count])
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #f3010fe3
+# %% ../../nbs/40_models/49a_text2text.ipynb #89e2a503
 @patch
 def _score_histories(self: Text2Text, histories: Histories, block: int = 64) -> np.ndarray:
     "Log chances of what the beam finds, then popularity"
@@ -251,4 +257,5 @@ def _found(self: Text2Text, histories: Histories) -> tuple[Tensor, Tensor]:  # A
     with torch.no_grad():
         read, pieces = self.net.read(items, size)
     seen = self.net.shown(pieces, size.unsqueeze(1))
-    return beam_search(self.net, self.tree.to(device), read, seen, self.width)
+    newest = self.net.ago.weight[-1].expand(len(size), 1, -1)
+    return beam_search(self.net, self.tree.to(device), read, seen, newest, self.width)
