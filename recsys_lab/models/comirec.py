@@ -93,7 +93,7 @@ class ComiRec(MultiInterest):
         extractor: str = "attention",  # or "capsule"
         iterations: int = 3,  # Rounds of routing, for "capsule"
         dropout: float = 0.2,  # Of the items' vectors
-        apart: float = 0.0,  # Weight of the penalty for interests that are alike
+        apart: float = 0.0,  # Weight of the diversity regulariser
         **training,  # `served`, and see `models.sequence.OBJECTIVE` and `models.neural.OPTIONS`
     ):
         store_attr(but="training")

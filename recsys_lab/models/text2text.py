@@ -7,9 +7,10 @@ Docs: https://recsys-lab.github.io/recsys_lab/40_models/text2text.html.md"""
 # %% auto #0
 __all__ = ['Teller', 'Speaker', 'beam_search', 'Text2Text']
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #bbabe23d
+# %% ../../nbs/40_models/49a_text2text.ipynb #89eb1372
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from .titles import START, Trie, build_trie, title_pieces, title_rows
 from ..training.batches import SequenceBatches
 from ..training.losses import full_cross_entropy
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #813d7540
+# %% ../../nbs/40_models/49a_text2text.ipynb #07cfd26b
 class Teller(Block):
     "Self-attention, a look at what was read, and a network of two layers"
 
@@ -33,21 +34,30 @@ class Teller(Block):
         self.norm3, self.ask = nn.LayerNorm(dim), nn.Linear(dim, dim)
         self.told, self.back = nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
-    def look(self, x: Tensor, read: Tensor, seen: Tensor) -> Tensor:
-        "What (b, n, d) finds in (b, S, d), where the table (b or 1, 1, n, S) says yes"
-        part = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        key, value = map(part, self.told(read).chunk(2, 2))
-        found = attention(part(self.ask(self.norm3(x))), key, value, seen)
-        return self.back(found.transpose(1, 2).flatten(2))
+# %% ../../nbs/40_models/49a_text2text.ipynb #64234908
+@patch
+def look(
+    self: Teller,
+    x: Tensor,  # Who looks, (b, n, d)
+    read: Tensor,  # At what, (b, S, d)
+    seen: Tensor,  # Where the table (b or 1, 1, n, S) says yes
+) -> Tensor:  # (b, n, d)
+    "What was read, as each needs it"
+    part = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    key, value = map(part, self.told(read).chunk(2, 2))
+    found = attention(part(self.ask(self.norm3(x))), key, value, seen)
+    return self.back(found.transpose(1, 2).flatten(2))
 
-    def tell(self, x: Tensor, read: Tensor, seen: Tensor) -> Tensor:
-        "Answers (b, m, t, d), each by itself"
-        own = x.flatten(0, 1)
-        x = (own + self.drop(self.attend(self.norm1(own)))).view_as(x).flatten(1, 2)
-        x = x + self.drop(self.look(x, read, seen))
-        return x + self.drop(self.down(self.drop(nn.functional.gelu(self.up(self.norm2(x))))))
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #dd5c17ff
+@patch
+def forward(self: Teller, x: Tensor, read: Tensor, seen: Tensor) -> Tensor:
+    "Answers (b, m, t, d), each by itself, with a look at (b, S, d)"
+    y, each = x.flatten(0, 1), x.shape
+    x = (y + self.drop(self.attend(self.norm1(y)))).view(each).flatten(1, 2)
+    x = x + self.drop(self.look(x, read, seen))
+    return (x + self.drop(self.down(self.drop(F.gelu(self.up(self.norm2(x))))))).view(each)
+
+# %% ../../nbs/40_models/49a_text2text.ipynb #1b37aea9
 class Speaker(nn.Module):
     "An encoder of titles and a decoder of one"
 
@@ -64,7 +74,7 @@ class Speaker(nn.Module):
         for table in (self.word, self.place, self.ago):
             nn.init.normal_(table.weight, std=0.1)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #a687c1e0
+# %% ../../nbs/40_models/49a_text2text.ipynb #b88d8b41
 @patch
 def since(self: Speaker, size: Tensor, n: int) -> Tensor:  # (b,) -> (b, n, d)
     "A vector for each of n titles, counted from the newest"
@@ -89,7 +99,7 @@ def read(
         x = block(x, seen)
     return self.norm(x), real
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #7d8c6033
+# %% ../../nbs/40_models/49a_text2text.ipynb #9f598c5f
 @patch
 def say(
     self: Speaker,
@@ -103,7 +113,7 @@ def say(
     x = self.drop(self.word(said) + self.place.weight[:t] + since.unsqueeze(2))
     table = seen.expand(b, m, -1).repeat_interleave(t, 1).unsqueeze(1)
     for block in self.tellers:
-        x = block.tell(x, read, table).view(b, m, t, -1)
+        x = block(x, read, table)
     return self.last(x)
 
 
@@ -116,7 +126,7 @@ def shown(
     title = torch.arange(real.shape[1], device=real.device) // length
     return (title < titles.unsqueeze(2)) & real.unsqueeze(1)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #4ad07cea
+# %% ../../nbs/40_models/49a_text2text.ipynb #f00e1626
 @torch.no_grad()
 def beam_search(
     net: Speaker,
@@ -140,7 +150,7 @@ def beam_search(
         said = torch.cat([said.gather(1, came), piece.unsqueeze(2)], 2)
     return torch.where(score > -torch.inf, tree.item[node], -1), score
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #48fdd258
+# %% ../../nbs/40_models/49a_text2text.ipynb #e2061a37
 _RULES = {n: COUNT for n in "pieces width dim window blocks heads inner".split()}
 _RULES |= {"dropout": SHARE, "length": Setting("a whole number of at least 4", lambda v: COUNT.holds(v) and v > 3)}  # fmt: skip
 
@@ -153,7 +163,7 @@ class Text2Text(NeuralRecommender):
     _rules = RULES | {"targets": COUNT}
     _settings = _RULES
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #2f821748
+# %% ../../nbs/40_models/49a_text2text.ipynb #e4e27523
 @patch
 def __init__(
     self: Text2Text,
@@ -179,7 +189,7 @@ def _check_settings(self: Text2Text):
     NeuralRecommender._check_settings(self)
     check_heads(self.dim, self.heads, "learned")
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #b7acd274
+# %% ../../nbs/40_models/49a_text2text.ipynb #7c90ecc0
 @patch
 def _fit(self: Text2Text, train: Interactions, *known):
     "Cut the titles, then train"
@@ -207,7 +217,7 @@ def _restore(self: Text2Text, tensors: dict):
     self._know(tensors["net.rows"])
     NeuralRecommender._restore(self, tensors)
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #ada8c669
+# %% ../../nbs/40_models/49a_text2text.ipynb #97a88be6
 @patch
 def _batches(self: Text2Text, train: Interactions, device) -> SequenceBatches:
     "Whole windows: all their answers are trained at once"
@@ -228,7 +238,7 @@ def _loss(self: Text2Text, net: Speaker, batch) -> Tensor:
     count = real.unsqueeze(2) & (right > 0)
     return full_cross_entropy(h[count], net.word.weight, right[count])
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #89e2a503
+# %% ../../nbs/40_models/49a_text2text.ipynb #f6364522
 @patch
 def _score_histories(self: Text2Text, histories: Histories, block: int = 64) -> np.ndarray:
     "Log chances of what the beam finds, then popularity"
