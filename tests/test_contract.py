@@ -36,6 +36,8 @@ SMALL = {
     | {"tasks": ["taken", "popularity"]},  # The contract's data have no ratings
     "gru4rec-lstm": {"dim": 16, "hidden": 32, "dropout": 0.0, "lr": 0.01, "epochs": 40},
     "bert4rec-teacher": SASREC | {"heads": 2, "epochs": 80},
+    "textrec-words": SASREC | {"temperature": 0.2, "epochs": 60},
+    "textrec-ids": SASREC | {"encoder": "words", "temperature": None, "epochs": 40},
     "sasrec-sampled": SASREC | {"negatives": 64, "epochs": 50},
     "cause-marked": {
         "dim": 8,

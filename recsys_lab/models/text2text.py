@@ -238,7 +238,7 @@ def _loss(self: Text2Text, net: Speaker, batch) -> Tensor:
     count = real.unsqueeze(2) & (right > 0)
     return full_cross_entropy(h[count], net.word.weight, right[count])
 
-# %% ../../nbs/40_models/49a_text2text.ipynb #f6364522
+# %% ../../nbs/40_models/49a_text2text.ipynb #466a10ac
 @patch
 def _score_histories(self: Text2Text, histories: Histories, block: int = 64) -> np.ndarray:
     "Log chances of what the beam finds, then popularity"
@@ -257,7 +257,7 @@ def _score_histories(self: Text2Text, histories: Histories, block: int = 64) -> 
         out[rows[at[0]], item[at]] = score[at]
     return out
 
-
+# %% ../../nbs/40_models/49a_text2text.ipynb #516544df
 @patch
 def _found(self: Text2Text, histories: Histories) -> tuple[Tensor, Tensor]:  # As `beam_search`
     "What the beam finds for some histories, none empty"
