@@ -54,6 +54,10 @@ PLAIN = ("dropout", "other")
 def check_views(views: dict):
     "Refuse views that do not exist, shares that are none, and no view at all"
     known = [*SHARES, *PLAIN]
+    if not isinstance(views, dict):
+        raise ValueError(
+            f"views must be a way and its share each, as {{'crop': 0.6}}, got {views!r}"
+        )
     for name, share in views.items():
         right = share is True if name in PLAIN else type(share) in (int, float) and 0 < share < 1
         if name not in known or not right:
@@ -88,8 +92,8 @@ class CL4SRec(SASRec):
     ):
         store_attr(but="training, views")
         views = {"crop": 0.6, "mask": 0.3, "reorder": 0.6} if views is None else views
+        check_views(views)
         self.views = dict(sorted(views.items()))  # JSON gives them back in this order
-        check_views(self.views)
         self._set_options(training)
 
 # %% ../../nbs/40_models/47_cl4srec.ipynb #23f79e56
