@@ -160,7 +160,7 @@ def state_scores(
     items, size, bias, *times = (
         x.to(device) for x in (items, real.sum(1), opened(gates, real), *times)
     )
-    wanted = net.items(targets.to(device)).unsqueeze(2)
+    wanted = F.embedding(targets.to(device), model._vectors(net)).unsqueeze(2)
     return (net(items, size, *times, bias=bias) @ wanted).squeeze(2).to(gates)
 
 # %% ../../nbs/60_explain/05_gates.ipynb #aff1c063

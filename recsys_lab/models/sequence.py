@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, FLAG, SHARE, UNIT, one_of
+from ..core.settings import COUNT, FLAG, NOT_NEGATIVE, SHARE, UNIT, one_of
 from ..data.interactions import Histories, Interactions
 from .base import cosine
 from .factors import padded
@@ -26,6 +26,7 @@ from ..training.negatives import Negatives
 OBJECTIVE = {
     "loss": "ce",  # "ce" over all items; "sampled", "bce" or "gbce" over drawn ones
     "negatives": 256,  # Drawn items, where the loss draws
+    "power": 0.0,  # Drawn by popularity to this power, for "sampled" and "bce"; 0: evenly
     "shared": True,  # One draw for a whole batch? False: one for each target, much slower
     "calibration": 0.75,  # t of "gbce"
     "smoothing": 0.0,  # Of the labels, for "ce"
@@ -37,6 +38,7 @@ OBJECTIVE = {
 OBJECTIVE_RULES = {
     "loss": one_of("ce", "sampled", "bce", "gbce"),
     "negatives": COUNT,
+    "power": NOT_NEGATIVE,
     "targets": COUNT,
     "smoothing": SHARE,
     "calibration": UNIT,
@@ -60,6 +62,8 @@ class SequenceRecommender(NeuralRecommender):
             raise ValueError(f"stride must be 'window', None or 1 to {window}, got {o['stride']!r}")
         if o["smoothing"] and o["loss"] != "ce":
             raise ValueError(f"smoothing must be 0 where loss is not 'ce', got {o['loss']!r}")
+        if o["power"] and o["loss"] not in ("sampled", "bce"):
+            raise ValueError(f"power must be 0 where loss is {o['loss']!r}")
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #ef3dccf7
 @patch
@@ -67,7 +71,7 @@ def _batches(self: SequenceRecommender, train: Interactions, device) -> Sequence
     "Whole windows: all their positions are trained at once"
     o = self.options
     stride = self.window if o["stride"] == "window" else o["stride"]
-    self.sampler = Negatives(train, device=device)
+    self.sampler = Negatives(train, o["power"], device=device)
     shape = self.window, stride, o["targets"]
     return self._windows(train.histories(), *shape, device=device)
 
@@ -99,13 +103,14 @@ def _next_item_loss(self: SequenceRecommender, h: Tensor, W: Tensor, target: Ten
         return full_cross_entropy(h, W, target, o["smoothing"], half=o["half"])
     drawn = self._drawn(len(h))
     if o["loss"] == "sampled":
-        return sampled_softmax(h, W, target, drawn)
+        log_q = self.sampler.log_q if self.sampler.alpha else None
+        return sampled_softmax(h, W, target, drawn, log_q)
     return gbce_loss(h, W, target, drawn, o["calibration"] if o["loss"] == "gbce" else 0.0)
 
 
 @patch
 def _drawn(self: SequenceRecommender, n: int) -> Tensor:  # Codes, (m,), or (n, m) if not shared
-    "Items drawn evenly from the catalogue"
+    "Items drawn from the catalogue"
     many = self.options["negatives"]
     if self.options["shared"]:
         return self.sampler.draw(many)
