@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from recsys_lab.data.interactions import Histories
-from recsys_lab.data.tiny import tiny
+from recsys_lab.data.tiny import tiny, tiny_items
 from recsys_lab.models.bert4rec import BERT4Rec
 from recsys_lab.models.gru4rec import GRU4Rec
 from recsys_lab.models.hstu import HSTU
 from recsys_lab.models.lrurec import LRURec
 from recsys_lab.models.multvae import MultVAE
 from recsys_lab.models.sasrec import SASRec
+from recsys_lab.models.textrec import TextRec
 from recsys_lab.serving.network import OnnxNetwork
 from recsys_lab.serving.onnx_export import export_all, parity
 from recsys_lab.serving.quality import Served
@@ -22,13 +23,14 @@ MODELS = {
     "lrurec": lambda: LRURec(dim=16, window=9, **SMALL),
     "hstu": lambda: HSTU(dim=16, window=9, times=False, normalise=True, **SMALL),
     "bert4rec": lambda: BERT4Rec(dim=16, window=9, bias=True, **SMALL),
+    "textrec": lambda: TextRec("words", ids=True, dim=16, window=9, **SMALL),
     "multvae": lambda: MultVAE(dim=8, hidden=16, **SMALL),
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def exported(request, tmp_path_factory):
-    model = MODELS[request.param]().fit(tiny())
+    model = MODELS[request.param]().fit(tiny(), items=tiny_items())
     return model, export_all(model, tmp_path_factory.mktemp(request.param))
 
 

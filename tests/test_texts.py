@@ -20,6 +20,7 @@ from recsys_lab.data.interactions import Histories, Interactions
 from recsys_lab.data.loaders import load_items
 from recsys_lab.data.texts import Folder, item_texts, kept, learn_words
 from recsys_lab.data.tiny import tiny, tiny_items
+from recsys_lab.explain.gates import gated_scores
 from recsys_lab.models.base import Recommender
 from recsys_lab.models.checker import group_items, two_groups
 from recsys_lab.models.text2text import Speaker, Text2Text, beam_search
@@ -167,6 +168,15 @@ def test_a_server_needs_no_text_model(tmp_path, monkeypatch):
     monkeypatch.delenv("RECSYS_LAB_TEXT_MODEL")
     with pytest.raises(FileNotFoundError, match="recsys-lab fetch minilm"):
         Recommender.load(tmp_path / "saved").with_items(new)
+
+
+def test_reasons_are_reasons_for_the_score():
+    "With all gates open the gated score of an item is its score, a cosine over the temperature"
+    model = TextRec(**WORDS | {"epochs": 2}).fit(tiny(), items=tiny_items())
+    some = tiny().histories(np.arange(8)).last(model.window)
+    targets = np.arange(8) * 5
+    open_ = gated_scores(model, some, targets, np.ones(len(some.items)))
+    assert np.allclose(open_, model.score(histories=some)[np.arange(8), targets], atol=1e-4)
 
 
 def drawn_speaker(rows, seed):
