@@ -187,15 +187,15 @@ def with_sessions(
 def at_least(
     k: np.ndarray,  # Seen, int, shape (s,)
     n: np.ndarray,  # Of so many, int, shape (s,)
-    a: np.ndarray,  # Positive, shape (s,)
-    b: np.ndarray,  # Positive, shape (s,)
+    a: np.ndarray,  # Not negative, shape (s,); 0: never
+    b: np.ndarray,  # Not negative, shape (s,); 0, with a above 0: always
 ) -> np.ndarray:  # In [0, 1], shape (s,)
     "Chance that a beta-binomial number is k or more"
     if not len(k):
         return np.zeros(0)
     size = n - k + 1
     x, offsets = ragged_index(k, size)
-    n, a, b = (np.repeat(v, size) for v in (n, a, b))
+    n, a, b = (np.repeat(v, size) for v in (n, np.maximum(a, 1e-9), np.maximum(b, 1e-9)))
     log = -np.log(n + 1) - betaln(n - x + 1, x + 1) + betaln(x + a, n - x + b) - betaln(a, b)
     return np.add.reduceat(np.exp(log), offsets[:-1]).clip(0, 1)
 
