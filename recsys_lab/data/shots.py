@@ -15,6 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core.display import table_html
+from ..core.settings import COUNT
 from .interactions import Interactions
 from .split import PARTS, LeakError, Split, finish
 
@@ -97,8 +98,8 @@ def shown(
     part: str = "test",  # valid or test
 ) -> Interactions:  # Same codes; `n` rows of each asked user, earliest first
     "What a model may read of the asked users"
-    if not 0 <= n <= self.most:
-        raise ValueError(f"n must be from 0 to {self.most}, got {n}")
+    if not (n == 0 or COUNT.holds(n)) or n > self.most:
+        raise ValueError(f"n must be a whole number from 0 to {self.most}, got {n!r}")
     return self.split.data.where(self._support(n, part))
 
 
@@ -135,12 +136,18 @@ def check(self: Shots) -> Shots:
     return self
 
 # %% ../../nbs/10_data/04c_shots.ipynb #ba61fe17
-def _choose(n: int, share: float, rng: np.random.Generator, name: str) -> np.ndarray:
-    "A random share of the codes, as a mask"
-    if not 0 < share < 1:
-        raise ValueError(f"{name} must be a share between 0 and 1, got {share}")
+def _new_items(given, n: int, rng: np.random.Generator) -> np.ndarray:
+    "A mask as it was given, or a random share of the items"
+    if np.ndim(given):
+        mask = np.asarray(given)
+        if mask.dtype != bool or mask.shape != (n,):
+            wrong = f"{mask.dtype} of shape {mask.shape}"
+            raise ValueError(f"new_items must be True or False for each of {n} items, got {wrong}")
+        return mask
+    if not 0 < given < 1:
+        raise ValueError(f"new_items must be a share between 0 and 1, got {given}")
     out = np.zeros(n, bool)
-    out[rng.permutation(n)[: round(share * n)]] = True
+    out[rng.permutation(n)[: round(given * n)]] = True
     return out
 
 
@@ -164,15 +171,18 @@ def split_shots(
     seed: int = 0,  # Of who and what is new
 ) -> Shots:
     "Strangers, new items, and the ratings that are asked"
-    if most < 1 or not 0 < tail < 1:
-        raise ValueError(f"need most of at least 1 and 0 < tail < 1, got {most=}, {tail=}")
+    if not COUNT.holds(most) or not 0 < tail < 1:
+        raise ValueError(
+            f"need a whole number `most` of at least 1 and 0 < tail < 1, got {most=}, {tail=}"
+        )
     rng = np.random.default_rng(seed)
     kind = _kinds(data.n_users, new_users, valid, rng)
-    given = isinstance(new_items, np.ndarray)
-    new = new_items if given else _choose(data.n_items, new_items, rng, "new_items")
+    new = _new_items(new_items, data.n_items, rng)
+    part = _parts(data, kind, new, most, tail)
+    if not (part == PARTS["test"]).any():
+        raise ValueError(f"nobody is asked: no user has more than {most} rows of known items")
     info = {"most": most, "seed": seed, "tail": tail}
-    split = Split(data, _parts(data, kind, new, most, tail), "cases", info)
-    return Shots(finish(split), kind, new, most).check()
+    return Shots(finish(Split(data, part, "cases", info)), kind, new, most).check()
 
 # %% ../../nbs/10_data/04c_shots.ipynb #95abbd8c
 @patch

@@ -54,6 +54,8 @@ def together(
     order, by_item = np.argsort(place, kind="stable"), X.T.tocsr()
     ends = np.searchsorted(place[order], np.arange(0, len(asked) + block, block))
     out = np.zeros(len(items))
+    if not len(items):
+        return out
     for start, rows in zip(range(0, len(asked), block), np.split(order, ends[1:-1]), strict=True):
         counts = by_item[asked[start : start + block]] @ X
         out[rows] = np.asarray(counts[place[rows] - start, items[rows]]).ravel()

@@ -144,6 +144,9 @@ def explain_many(
     "Why a model gives each of many people an item, in one batch"
     check_k(k)
     model._need_fit()
+    history = history if history is None else _as_list("history", history)
+    if history == [] and users is None:
+        users, history = [], None  # No histories are nobody, not one person without any
     whom = people(model, users, history)
     n = len(whom[2])
     items = _firsts(model, users, history, n) if items is None else _as_list("items", items)

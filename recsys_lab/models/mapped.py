@@ -84,6 +84,11 @@ def _fit(self: Mapped, train, valid, items, users):
             Interactions.from_codes(user, item, user_ids=self.user_ids, item_ids=columns)
         )
         both = there & here
+        if not both.any():
+            raise ValueError(
+                f"users: none of {there.sum()} people known elsewhere has rows in train, "
+                "so nobody teaches the map; trust=0 does without"
+            )
         M = linear_map(source.U[both], target.U[both], self.ridge)
         self.guess[there] = self.trust * mapped(source.U[there], M)
 

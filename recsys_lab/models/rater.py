@@ -18,6 +18,7 @@ from ..core.settings import NOT_NEGATIVE, POSITIVE, Setting, check_settings, one
 from ..data.interactions import Histories, Interactions
 from ..data.split import LeakError
 from ..evaluation.metrics import rmse
+from .base import NotFitted
 from .svd import SVD, half_step
 
 # %% ../../nbs/40_models/39_rater.ipynb #6847c0b8
@@ -39,6 +40,13 @@ class Rater:
         check_settings(self.config(), self._settings)
 
 # %% ../../nbs/40_models/39_rater.ipynb #f34f36eb
+def _ratings(name: str, data: Interactions) -> np.ndarray:
+    "The column of ratings; refused where there is none"
+    if "rating" not in data.columns:
+        raise ValueError(f"{name} has no column 'rating'; it has {sorted(data.columns)}")
+    return np.asarray(data.columns["rating"])
+
+
 @patch
 def fit(
     self: Rater,
@@ -50,18 +58,32 @@ def fit(
     users=None,  # Table with user_id
 ) -> Rater:  # `self`, so calls chain
     "Learn from ratings"
-    if "rating" not in train.columns:
-        raise ValueError(f"train has no column 'rating'; it has {sorted(train.columns)}")
-    rating = np.asarray(train.columns["rating"], np.float64)
+    rating = _ratings("train", train).astype(np.float64)
+    if not len(rating):
+        raise ValueError("train has no rows")
+    if (valid is None) != (shown is None):
+        raise ValueError("valid and shown belong together: queries and supports of one crowd")
     self.n_users, self.n_items = train.n_users, train.n_items
     self.mean, self.low, self.high = rating.mean(), rating.min(), rating.max()
     self._fit(train, valid, shown, items, users)
     return self
 
 # %% ../../nbs/40_models/39_rater.ipynb #626c2762
-def _pairs(data: Interactions) -> np.ndarray:
-    "A number for each pair"
-    return data.user.astype(np.int64) * data.n_items + data.item
+@patch
+def _check_rows(self: Rater, asked: Interactions, shown: Interactions):
+    "Refuse rows of other data, ratings that are missing, and an answer that is shown"
+    if not hasattr(self, "n_users"):
+        raise NotFitted(f"{type(self).__name__} has not been fitted; call fit(train) first")
+    for data in (asked, shown):
+        if (data.n_users, data.n_items) != (self.n_users, self.n_items):
+            raise ValueError(
+                f"codes are of {data.n_users} users and {data.n_items} items, in training they were "
+                f"of {self.n_users} and {self.n_items}; take rows of the same data"
+            )
+    _ratings("shown", shown)
+    pairs = lambda data: data.user.astype(np.int64) * data.n_items + data.item
+    if both := int(np.isin(pairs(asked), pairs(shown)).sum()):
+        raise LeakError(f"{both} of {len(asked)} asked pairs are shown with their ratings")
 
 
 @patch
@@ -71,14 +93,7 @@ def predict(
     shown: Interactions,  # What is known of these people: ratings of other items
 ) -> np.ndarray:  # float64, shape (len(asked),)
     "Expected ratings"
-    for data in (asked, shown):
-        if (data.n_users, data.n_items) != (self.n_users, self.n_items):
-            raise ValueError(
-                f"codes are of {data.n_users} users and {data.n_items} items, in training they were "
-                f"of {self.n_users} and {self.n_items}; take rows of the same data"
-            )
-    if both := int(np.isin(_pairs(asked), _pairs(shown)).sum()):
-        raise LeakError(f"{both} of {len(asked)} asked pairs are shown with their ratings")
+    self._check_rows(asked, shown)
     return np.clip(self._predict(asked, shown), self.low, self.high)
 
 # %% ../../nbs/40_models/39_rater.ipynb #d1167804
@@ -91,8 +106,9 @@ def error(
 ) -> float:  # RMSE of all rows, mean over `shots`
     "What a search and early stopping look at"
     place, out = np.arange(len(shown)) - shown.offsets[shown.user], []
+    truth = _ratings("asked", asked)
     for n in shots:
-        out.append(rmse(asked.columns["rating"], self.predict(asked, shown.where(place < n))))
+        out.append(rmse(truth, self.predict(asked, shown.where(place < n))))
     return float(np.mean(out))
 
 # %% ../../nbs/40_models/39_rater.ipynb #6bb8d08e

@@ -92,19 +92,29 @@ def said(
     board: pd.DataFrame,  # Of one data set and metric
 ) -> str:
     "Which methods help, which harm, which are not told apart from their control"
+    told = board[board.verdict != ""].groupby("control", sort=False)
+    return "; ".join(_beside(rows) for _, rows in told) or "values only, nothing is compared"
+
+
+def _beside(board: pd.DataFrame) -> str:
+    "The same of rows with one control"
     rows = {v: board[board.verdict == v] for v in VERDICTS}
     names = {v: " · ".join(map(str, r.method)) for v, r in rows.items() if len(r)}
     parts = [f"{v}: {n}" for v, n in names.items()]
     if len(rows["better"]):
         best = rows["better"].loc[rows["better"].difference.abs().idxmax()]
         parts.insert(0, f"the largest gain is that of {best.method}, {_gap(best)}")
-    control = ", ".join(sorted({str(c) for c in board.control if c})) or "none"
-    return f"beside {control}, {'; '.join(parts)}" if parts else "values only, nothing is compared"
+    return f"beside {board.control.iloc[0] or 'none'}, {'; '.join(parts)}"
 
 # %% ../../nbs/80_reporting/02d_study_boards.ipynb #7b6fc8db
 def _folded(caption: str, table) -> str:
     "A table that opens on demand"
     return f"<details><summary>{escape(caption)}</summary>{table}</details>"
+
+
+def _controls(board: pd.DataFrame) -> int:
+    "How many controls what is compared has"
+    return board.control[board.verdict != ""].nunique()
 
 
 def _compared(board: pd.DataFrame) -> str:
@@ -115,6 +125,8 @@ def _compared(board: pd.DataFrame) -> str:
     )
     gap = ["" if pd.isna(r.difference) else _gap(r) for r in board.itertuples()]
     shown = {"method": board.method, "value": value, "difference": gap, "p": p}
+    if _controls(board) > 1:
+        shown = {"method": board.method, "value": value, "beside": board.control} | shown
     caption = "95 % intervals; p after Holm's correction"
     return str(table_html(pd.DataFrame(shown | {"verdict": board.verdict}), caption))
 
@@ -130,9 +142,11 @@ def _picture(board: pd.DataFrame):
     "Differences of one data set and metric"
     names = {"method": "model", "difference": "value"}
     names |= {"difference_low": "low", "difference_high": "high"}
-    rows = board[board.verdict != ""]
-    control, (data, metric) = rows.control.iloc[0], board[["data", "metric"]].iloc[0]
-    rows = rows[[*names]].rename(columns=names).assign(model=rows.method.astype(str))
+    rows, (data, metric) = board[board.verdict != ""], board[["data", "metric"]].iloc[0]
+    control, model = rows.control.iloc[0], rows.method.astype(str)
+    if _controls(board) > 1:
+        control, model = "its control", model + " less " + rows.control
+    rows = rows[[*names]].rename(columns=names).assign(model=model)
     figure = difference_figure(rows, control, metric)
     return figure.update_layout(title_text=f"{metric} on {data}: difference to {control}")
 
