@@ -14,6 +14,7 @@ from recsys_lab.data.loaders import load_dataset
 from recsys_lab.data.shots import NEW, QUADRANTS, Shots, split_shots
 from recsys_lab.data.split import PARTS, LeakError
 from recsys_lab.data.tiny import tiny, tiny_items
+from recsys_lab.models.base import NotFitted
 from recsys_lab.models.local import Episodes, FewShotNet, adapt, adapt_all, answer_all, own_loss
 from recsys_lab.models.melu import MeLU
 from recsys_lab.models.rater import FoldIn, Offsets
@@ -325,3 +326,44 @@ def test_own_layers_learn_a_taste_that_common_ones_cannot_know():
     ).fit(few.train, items=films)
     told, untold = (model.error(few.asked(), few.shown(5), (n,)) for n in (5, 0))
     assert untold > 1.2 and told < 0.75 * untold
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"new_items": np.array([3, 5])}, "True or False for each of 40 items"),
+        ({"new_items": np.arange(40) % 2}, "True or False for each of 40 items"),
+        ({"new_items": np.zeros(41, bool)}, "True or False for each of 40 items"),
+        ({"new_items": np.ones(40, bool)}, "nobody is asked"),
+        ({"most": 50}, "nobody is asked: no user has more than 50"),
+        ({"most": 2.5}, "a whole number `most`"),
+    ],
+)
+def test_a_protocol_that_asks_nobody_or_cannot_be_read_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        split_shots(tiny(), **{"most": 3} | given)
+
+
+def test_a_mask_of_new_items_may_be_a_list_or_a_column():
+    mask = np.arange(40) < 8
+    parts = [split_shots(tiny(), new_items=m, most=3).split.part for m in (mask, pd.Series(mask))]
+    assert (parts[0] == parts[1]).all()
+
+
+@pytest.mark.parametrize("make", [Offsets, FoldIn, lambda: MeLU(**SMALL)])
+def test_what_is_forgotten_is_named(shots, make):
+    nothing = shots.train.where(np.zeros(len(shots.train), bool))
+    unrated = Interactions.from_codes(
+        [0], [1], user_ids=shots.train.user_ids, item_ids=shots.train.item_ids
+    )
+    with pytest.raises(NotFitted, match=r"call fit\(train\) first"):
+        make().predict(shots.asked(), shots.shown(1))
+    with pytest.raises(ValueError, match="valid and shown belong together"):
+        make().fit(shots.train, valid=shots.asked("valid"))
+    with pytest.raises(ValueError, match="train has no rows"):
+        make().fit(nothing)
+    model = make().fit(shots.train)
+    with pytest.raises(ValueError, match="shown has no column 'rating'"):
+        model.predict(shots.asked(), unrated)
+    with pytest.raises(ValueError, match="asked has no column 'rating'"):
+        model.error(unrated, shots.shown(1))

@@ -138,3 +138,12 @@ def test_frozen_old_items_and_people_stay_and_many_rows_outweigh_the_description
     assert np.linalg.norm(after.V[32:] - misled.V[32:]) < np.linalg.norm(
         before.V[32:] - Adapted(**given).fit(HERE.where(HERE.item < 32), items=wrong).V[32:]
     )
+
+
+def test_a_map_that_nobody_teaches_is_refused_and_gives_no_nan():
+    strangers = THERE[THERE.user_id >= 60]
+    here = HERE.where(HERE.user < 60)
+    with pytest.raises(ValueError, match="none of 20 people known elsewhere has rows in train"):
+        Mapped(**SMALL).fit(here, users=strangers)
+    alone = Mapped(**SMALL, trust=0.0).fit(here, users=strangers)
+    assert np.isfinite(alone.score(users=np.arange(PEOPLE))).all()
