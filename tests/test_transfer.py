@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recsys_lab.data.domains import elsewhere_matrix, taken_elsewhere
 from recsys_lab.data.interactions import Histories, Interactions
+from recsys_lab.data.tiny import tiny, tiny_items
 from recsys_lab.models.adapted import Adapted
 from recsys_lab.models.crossease import CrossEASE
 from recsys_lab.models.ease import EASE
@@ -147,3 +148,19 @@ def test_a_map_that_nobody_teaches_is_refused_and_gives_no_nan():
         Mapped(**SMALL).fit(here, users=strangers)
     alone = Mapped(**SMALL, trust=0.0).fit(here, users=strangers)
     assert np.isfinite(alone.score(users=np.arange(PEOPLE))).all()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_somebody_who_took_nothing_outside_the_new_category_is_folded_in_and_not_given_zeros(
+    freeze,
+):
+    data, items = tiny(), tiny_items()
+    kind = items.set_index("item_id").genres.loc[data.item_ids].str[0].to_numpy()
+    data = data.where((data.user != 0) | (kind[data.item] == "Romance"))
+    model = Adapted("Romance", factors=4, epochs=4, freeze=freeze).fit(data, items=items)
+    own = data.histories(np.array([0]))
+    assert len(own.items) and model.U[0].any()
+    scores = model.score(users=[0])[0]
+    assert len(np.unique(scores)) > 1
+    if freeze:
+        np.testing.assert_allclose(scores, model.score(histories=own)[0], atol=1e-5)

@@ -104,7 +104,7 @@ def _fit(self: Adapted, train, valid, items, users):
     self.U, self.V = before.U, before.V.copy()
     self._adapt(new, guess, takers)
 
-
+# %% ../../nbs/40_models/62_adapted.ipynb #9653679c
 @patch
 def _adapt(self: Adapted, new: np.ndarray, guess: np.ndarray, takers: Histories):
     "New items from their guess; people and old items too, unless they are frozen"
@@ -117,3 +117,14 @@ def _adapt(self: Adapted, new: np.ndarray, guess: np.ndarray, takers: Histories)
         V = solve_rows(torch.as_tensor(self.U), takers, self.alpha, self.reg).numpy()
         V[some] = lean()
         self.V = V
+    self._fold_rest(own)
+
+
+@patch
+def _fold_rest(self: Adapted, own: Histories):
+    "Vectors of people with rows in the new category and in no other"
+    rest = np.flatnonzero((np.diff(own.offsets) > 0) & ~self.U.any(axis=1))
+    if len(rest):
+        self.U[rest] = solve_rows(
+            torch.as_tensor(self.V), own.take(rest), self.alpha, self.reg
+        ).numpy()
