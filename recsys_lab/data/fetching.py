@@ -144,4 +144,5 @@ def fetch(
     data_dir: Path | str | None = None,  # None: data/ under the project's root
 ) -> dict:  # Key -> the place that gave it, or "there already"
     "Fetch data sets"
+    keys = [keys] if isinstance(keys, str) else keys
     return {s.key: fetch_source(s, data_dir) for s in [source(k) for k in keys]}

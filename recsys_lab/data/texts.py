@@ -41,6 +41,8 @@ def item_texts(
     columns: list | None = None,  # To read, in this order; None: those of `COLUMNS` that are there
 ) -> list[str]:  # By code; "" for an item of which nothing is known
     "What is written about each item"
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a list of names, got {columns!r}; pass [{columns!r}]")
     for name in columns or ():
         if name not in items:
             raise ValueError(f"columns: items has no {name!r}; {did_you_mean(name, items.columns)}")

@@ -202,6 +202,18 @@ def _restore(self: TextRec, tensors: dict):
     del self.text
 
 # %% ../../nbs/40_models/49_textrec.ipynb #36246a75
+def _new_items(items) -> pd.DataFrame:
+    "A table of items to be added, with ids in a row or more"
+    items = items.to_pandas() if hasattr(items, "to_pandas") else items
+    if not isinstance(items, pd.DataFrame):
+        raise TypeError(f"items must be a frame with item_id and texts, got {type(items).__name__}")
+    if "item_id" not in items:
+        raise ValueError(f"items has no column 'item_id'; it has {list(items)}")
+    if not len(items):
+        raise ValueError("items is empty: nothing to add")
+    return items
+
+# %% ../../nbs/40_models/49_textrec.ipynb #febed8e4
 @patch
 def with_items(
     self: TextRec,  # Fitted
@@ -209,7 +221,7 @@ def with_items(
 ) -> TextRec:  # Another model
     "The same model, which also recommends further items"
     self._need_fit()
-    items = items.to_pandas() if hasattr(items, "to_pandas") else items
+    items = _new_items(items)
     new = pd.Index(items.item_id.unique(), dtype=object).to_numpy().astype(self.item_ids.dtype.type)
     known = new[id_codes(self.item_ids, new) >= 0]
     if len(known) or list(new) != items.item_id.drop_duplicates().tolist():
