@@ -101,18 +101,18 @@ def _sortable(names: list, body: list, caption: str, note: str) -> Html:
 
 # %% ../../nbs/80_reporting/01_tables.ipynb #12ded557
 _RECSYS23 = "antklen/sasrec-bert4rec-recsys23"
-_GENERATIVE = "quoted in facebookresearch/generative-recommenders"
-_SAMPLED, _SRGNN = "SASRec with sampled softmax, S3-Rec's file", "Wu et al. 2019, SR-GNN"
+_HSTU = "repository of HSTU"
+_SAMPLED, _SRGNN = "sampled softmax, S3-Rec's file", "Wu et al. 2019"
 _SEQUENCES = [  # protocol, model, metric, target (None: replicate), published value, source
     ("ml1m-loo", "sasrec", "ndcg@10", 0.185, 0.1821, f"{_RECSYS23}, full CE"),
     ("ml1m-loo", "sasrec", "hitrate@10", 0.310, 0.3152, f"{_RECSYS23}, full CE"),
-    ("ml1m-loo", "bert4rec", "ndcg@10", 0.153, 0.1537, f"{_RECSYS23}, trained long enough"),
-    ("ml1m-loo", "gru4rec", "ndcg@10", 0.164, 0.1648, f"GRU4Rec + CE, {_GENERATIVE}"),
-    ("ml1m-loo", "hstu", "ndcg@10", None, 0.1720, f"HSTU, {_GENERATIVE}"),
-    ("ml1m-loo", "lrurec", "ndcg@10", 0.1893, 0.1930, "yueqirex/LRURec; target: HSTU-large"),
+    ("ml1m-loo", "bert4rec", "ndcg@10", 0.153, 0.1537, f"{_RECSYS23}, trained long"),
+    ("ml1m-loo", "gru4rec", "ndcg@10", 0.164, 0.1648, f"GRU4Rec + CE, {_HSTU}"),
+    ("ml1m-loo", "hstu", "ndcg@10", None, 0.1720, _HSTU),
+    ("ml1m-loo", "lrurec", "ndcg@10", 0.1893, 0.1930, "LRURec; target: HSTU-large"),
     ("amazon-beauty-loo", "sasrec", "hitrate@10", 0.0921, 0.0921, _SAMPLED),
     ("amazon-beauty-loo", "sasrec", "ndcg@10", 0.0531, 0.0531, _SAMPLED),
-    ("diginetica", "sasrec", "recall@20", 0.507, 0.5073, f"{_SRGNN}, there P@20"),
+    ("diginetica", "sasrec", "recall@20", 0.507, 0.5073, f"{_SRGNN}, P@20"),
     ("diginetica", "sasrec", "mrr@20", 0.176, 0.1759, _SRGNN),
 ]
 
