@@ -50,13 +50,17 @@ def one_person(model: Recommender, user, history, least: int = 0) -> tuple:
         raise ValueError(f"the history has {n} known items; give one with at least {least}")
     return whom
 
+# %% ../../nbs/60_explain/21_explain.ipynb #a1165974
+def _listed(model: Recommender, users, history, k: int) -> list:
+    "Ids of the items that the model recommends, person by person"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `people` has said what is unknown
+        return model.recommend(users, history=history, k=k).item_id.tolist()
+
 
 def _first(model: Recommender, user, history, k: int) -> list:
-    "Ids of the items that the model recommends"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `one_person` has said what is unknown
-        found = model.recommend(user, history=history, k=k).item_id.tolist()
-    if not found:
+    "Ids of the items that the model recommends to one person, of whom there must be some"
+    if not (found := _listed(model, user, history, k)):
         raise ValueError("every item is in the history, so none is recommended; give the item")
     return found
 
@@ -120,10 +124,7 @@ def explain_list(
 # %% ../../nbs/60_explain/21_explain.ipynb #354d5c13
 def _firsts(model: Recommender, users, history, n: int) -> list:
     "Ids of the item that the model recommends first to each person"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `explain_many` has said what is unknown
-        found = model.recommend(users, history=history, k=1).item_id.tolist()
-    if len(found) < n:
+    if len(found := _listed(model, users, history, 1)) < n:
         raise ValueError(
             f"{n - len(found)} of {n} people have every item in their history, so none is "
             "recommended to them; give items="
