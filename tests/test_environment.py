@@ -43,7 +43,6 @@ DISTRIBUTION |= {"ruamel": "ruamel-yaml"}
 # Come with something pinned and are its public face
 WITH = {
     "jupyter_client": "nbclient",
-    "packaging": "pytest",
     "jinja2": "nbconvert",
     "IPython": "ipykernel",
 }
@@ -52,11 +51,11 @@ WITH |= {"click": "typer", "pytrec_eval": "ir-measures"}
 
 
 def pins(file: str) -> dict[str, str]:
-    "Package -> exact version; every line must be an exact pin"
+    "Package -> exact version; every line must be an exact pin, for every Python or those its marker names"
     found = {}
     for line in (ROOT / file).read_text().splitlines():
         if line.strip() and not line.startswith("#"):
-            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!_-]+)", line)
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!_-]+)(; python\S* < .+)?", line)
             assert match, f"{file}: {line!r} is no exact pin (or names a build such as +cpu)"
             name = canonical(match[1])
             assert name not in found, f"{file}: {name} stands twice"

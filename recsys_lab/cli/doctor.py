@@ -12,13 +12,14 @@ __all__ = ['CHECKS', 'Finding', 'search_path', 'run_quietly', 'pins', 'drift', '
 import importlib.metadata as metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from ..core.files import root
 from ..core.params import params
@@ -61,11 +62,13 @@ def run_quietly(
 
 # %% ../../nbs/95_cli/00_doctor.ipynb #d8999f3c
 def pins(
-    path: Path,  # A file of lines `name==version`
+    path: Path,  # A file of lines `name==version` or `name==version; marker`
 ) -> dict[str, str]:  # Name -> version, in the file's order
-    "The exact versions that a file of pins lists"
-    text = path.read_text() if path.exists() else ""
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.M))
+    "The exact versions that a file of pins lists for this interpreter"
+    lines = path.read_text().splitlines() if path.exists() else []
+    needs = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    asked = [n for n in needs if n.marker is None or n.marker.evaluate()]
+    return {n.name: str(n.specifier).removeprefix("==") for n in asked}
 
 
 def drift(
