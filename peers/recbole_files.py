@@ -43,11 +43,16 @@ def write_pairs(split, folder):
 
 
 def write_labels(split, source, folder):
-    """For models of features: one line a row with its label, and a line a user and an item."""
+    """For models of features: one line a row with its label, and the tables of users and items."""
     for part, rows in split.items():
         names = ["user_id:token", "item_id:token", "label:float"]
         pairs = rows[["user", "item", "label"]].set_axis(names, axis=1)
         pairs.to_csv(folder / f"{NAME}.{part}.inter", sep="\t", index=False)
+    write_tables(source, folder)
+
+
+def write_tables(source, folder):
+    """What is known of users and items: a line each."""
     for side in ("user", "item"):
         table = pd.read_csv(source / f"{side}s.csv").rename(columns={side: f"{side}_id"})
         kind = {c: "token" if table[c].dtype.kind == "i" else "token_seq" for c in table}

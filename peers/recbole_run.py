@@ -49,6 +49,11 @@ def parse():
         help="pairs with a column `label`, and users.csv and items.csv: nothing is drawn or ranked",
     )
     parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="read users.csv and items.csv too, for a model of features that ranks",
+    )
+    parser.add_argument(
         "--no-idle-check", action="store_true", help="run on a busy machine; its times mean nothing"
     )
     return parser.parse_args()

@@ -13,7 +13,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
-from recbole_files import NAME, write_labels, write_pairs, write_sequences
+from recbole_files import NAME, write_labels, write_pairs, write_sequences, write_tables
 from scipy.sparse import csr_matrix
 
 METRICS = ["NDCG", "Recall", "Hit", "Precision", "MRR", "MAP"]
@@ -46,6 +46,16 @@ LABELS = {  # Rows say yes or no by themselves
         "group_by": "none",
         "order": "RO",
         "mode": "labeled",
+    },
+}
+TABLES = {  # A model of features that is trained and judged as a ranker
+    "load_col": None,
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+    "eval_args": {
+        "split": {"RS": [0.8, 0.1, 0.1]},  # Not used: the files are split
+        "group_by": "user",
+        "order": "RO",
+        "mode": "full",
     },
 }
 
@@ -84,6 +94,8 @@ def make_config(args, work):
         ours["epochs"] = args.epochs
     if args.labels:
         ours |= LABELS
+    if args.tables:
+        ours |= TABLES
     if is_sequential(args.model):
         ours["alias_of_item_id"] = ["item_id_list"]
         ours["load_col"] = {"inter": ["user_id", "item_id_list", "item_id"]}
@@ -105,6 +117,8 @@ def write_files(args, split, config, work):
         write_labels(split, args.split, folder)
     else:
         write_pairs(split, folder)
+        if args.tables:
+            write_tables(args.split, folder)
 
 
 class Codes:

@@ -183,7 +183,7 @@ def test_ours_goes_on_until_it_stands_where_the_peer_did(monkeypatch):
     def run(task, side, number, settings, kind=""):
         values = (0.1, 0.2) if side == "ours" and number == 0 else (0.3, 0.1)
         values = (0.1, 0.2, 0.2, 0.4) if kind == "-long" else values
-        return {"epochs": rows(*values), "used": {"peak_mb": 1.0}, "asked": task.epochs}
+        return {"epochs": rows(*values), "used": {"peak_mb": 1.0}, "asked": task.own_epochs}
 
     monkeypatch.setattr(timing, "one_run", run)
     monkeypatch.setattr(speed, "quality", lambda task, numbers, kind="": list(numbers))

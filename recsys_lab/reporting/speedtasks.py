@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core.files import read_json, root, write_json
 
@@ -36,18 +37,22 @@ class SpeedTask:
     peer: str  # RecBole's name of it
     config: dict = field(default_factory=dict)  # RecBole settings that are not its defaults
     epochs: int = 1
+    own_epochs: int | None = None  # Of ours, where they are so much shorter; None: as many
     repeats: int = 3  # At most; the slow peer runs once
+    tables: bool = False  # Do both read what is known of users and items?
     threshold: float | None = None  # A rating from here on is a yes; None: rankings are compared
 
-    @property
-    def metric(self) -> str:
-        "What is compared besides the time"
-        return "NDCG@10" if self.threshold is None else "AUC"
+# %% ../../nbs/80_reporting/05a_speedtasks.ipynb #0b96a025
+@patch(as_prop=True)
+def metric(self: SpeedTask) -> str:
+    "What is compared besides the time"
+    return "NDCG@10" if self.threshold is None else "AUC"
 
-    @property
-    def label(self) -> str:
-        "Name in `reports/speed.csv`"
-        return f"{self.name} {self.unit} ({self.data})"
+
+@patch(as_prop=True)
+def label(self: SpeedTask) -> str:
+    "Name in `reports/speed.csv`"
+    return f"{self.name} {self.unit} ({self.data})"
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #5909e229
 _RUN_ON = {"stopping_step": 100_000}  # RecBole stops early by default
@@ -57,16 +62,17 @@ _LIGHTGCN = _BPR | {"layers": 2, "reg": 1e-5}
 _SGL = _LIGHTGCN | {"views": "edge", "drop": 0.1}
 _SGL |= {"contrast": 0.05, "temperature": 0.5}
 _SGL_PEER = _RUN_ON | {"n_layers": 2}
-_SASREC = {"dim": 64, "window": 50, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.5}
-_SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
-_BERT4REC = {"dim": 64, "window": 49, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.2}
-_BERT4REC |= {"attention_dropout": 0.2, "mask": 0.2, "last": 0.5, "stride": 1, "lr": 0.001}
-_BERT4REC |= {"bias": True, "targets": 8300}  # 2,048 of RecBole's lists hide so many
-_GRU4REC = {"dim": 64, "hidden": 128, "dropout": 0.3, "window": 50, "lr": 0.001, "targets": 2048}
 _DAE = {"dim": 64, "hidden": 600, "lr": 0.001, "batch_size": 2048}
 _MULTVAE = _DAE | {"beta": 0.2, "anneal": 40_000, "noise": 0.01}
 _NEUMF = {"dim": 64, "layers": [128, 64], "dropout": 0.1, "lr": 0.001, "negatives": 1}
 _NEUMF |= {"batch_size": 2048}
+_GMF, _MLP = _RUN_ON | {"mlp_train": False}, _RUN_ON | {"mf_train": False}
+_CCL = {"loss": "ccl", "dim": 64, "margin": 0.5, "weight": 30.0, "lr": 0.01, "batch_size": 64}
+_SIMPLEX = _RUN_ON | {"margin": 0.5, "negative_weight": 30, "train_batch_size": 204_800}
+_SIMPLEX |= {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 100}}
+_GCN, _NGCF = _LIGHTGCN | {"weights": True}, _RUN_ON | {"hidden_size_list": [64, 64]}
+_TOWERS = {"dim": 64, "layers": [256, 256], "lr": 0.001, "batch_size": 2048}
+_DSSM = _RUN_ON | {"embedding_size": 64, "mlp_hidden_size": [256, 256, 64]}
 _SLIM = {"l1": 944 * 0.2 * 0.02, "l2": 944 * 0.2 * 0.98}  # 943 users and RecBole's padding
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #00786218
@@ -74,7 +80,8 @@ _WIDE = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "thresho
 _DEEP = _WIDE | {"layers": [64, 32]}
 _DEEP_PEER = {"embedding_size": 10, "mlp_hidden_size": [64, 32], "dropout_prob": 0.1}
 _DCN_PEER = _DEEP_PEER | {"structure": "parallel", "cross_layer_num": 2, "reg_weight": 0}
-_LABELS = 30, 3, _WIDE["threshold"]  # Epochs, repeats, what is a yes
+_LABELS = 30, None, 3, True, _WIDE["threshold"]  # Epochs, ours, repeats, tables, what is a yes
+_FEW = 10, 150, 1  # Epochs, ours, repeats
 _100K, _1M = ("ml100k", "ratio"), ("ml1m", "ratio")
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #85407368
@@ -86,18 +93,32 @@ _RANKED = (
     SpeedTask("slim", "fit", *_100K, "slim", _SLIM, "SLIMElastic", repeats=1),
     SpeedTask("itemknn", "fit", *_100K, "itemknn", {"neighbours": 100, "shrink": 0.0}, "ItemKNN"),
     SpeedTask("neumf", "epoch", *_100K, "neumf", _NEUMF, "NeuMF", _RUN_ON, 30),
+    SpeedTask("neumf-gmf", "epoch", *_100K, "neumf", _NEUMF | {"kind": "gmf"}, "NeuMF", _GMF, 30),
+    SpeedTask("neumf-mlp", "epoch", *_100K, "neumf", _NEUMF | {"kind": "mlp"}, "NeuMF", _MLP, 30),
     SpeedTask("multvae", "epoch", *_100K, "multvae", _MULTVAE, "MultiVAE", _RUN_ON, 150),
     SpeedTask(
         "multdae", "epoch", *_100K, "multvae", {"kind": "dae"} | _DAE, "MultiDAE", _RUN_ON, 150
     ),
+    SpeedTask("mf-ccl", "epoch", *_100K, "mf", _CCL, "SimpleX", _SIMPLEX, *_FEW),
+    SpeedTask("gcn", "epoch", *_100K, "gcn", _GCN, "NGCF", _NGCF, 30),
+    SpeedTask("twotower", "epoch", *_100K, "twotower", _TOWERS, "DSSM", _DSSM, 10, tables=True),
 )
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #2acbeb40
-_LOO, _ONCE = ("ml100k", "leave_one_out"), (_RUN_ON, 6, 1)
+_SASREC = {"dim": 64, "window": 50, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.5}
+_SASREC |= {"attention_dropout": 0.5, "lr": 0.001, "targets": 2048}
+_BERT4REC = {"dim": 64, "window": 49, "blocks": 2, "heads": 2, "inner": 256, "dropout": 0.2}
+_BERT4REC |= {"attention_dropout": 0.2, "mask": 0.2, "last": 0.5, "stride": 1, "lr": 0.001}
+_BERT4REC |= {"bias": True, "targets": 8300}  # 2,048 of RecBole's lists hide so many
+_WINDOWS = _BERT4REC | {"stride": "window", "targets": 512}
+_GRU4REC = {"dim": 64, "hidden": 128, "dropout": 0.3, "window": 50, "lr": 0.001, "targets": 2048}
+_LOO, _ONCE = ("ml100k", "leave_one_out"), (_RUN_ON, 6, None, 1)
+_BRIEF = _RUN_ON, 3, 60, 1  # Epochs, ours, repeats
 _SEQUENCES = (
     SpeedTask("sasrec", "epoch", *_LOO, "sasrec", _SASREC, "SASRec", *_ONCE),
     SpeedTask("gru4rec", "epoch", *_LOO, "gru4rec", _GRU4REC, "GRU4Rec", *_ONCE),
-    SpeedTask("bert4rec", "epoch", *_LOO, "bert4rec", _BERT4REC, "BERT4Rec", *_ONCE),
+    SpeedTask("bert4rec", "epoch", *_LOO, "bert4rec", _BERT4REC, "BERT4Rec", _RUN_ON, 1, repeats=1),
+    SpeedTask("bert4rec-windows", "epoch", *_LOO, "bert4rec", _WINDOWS, "BERT4Rec", *_BRIEF),
 )
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #152b6db7
@@ -144,7 +165,7 @@ def write_features(
     folder: Path,
     data: str,  # Key of the data set
 ):
-    "users.csv and items.csv: the columns that our click models read, as codes"
+    "users.csv and items.csv: the columns that our models of features read, as codes"
     from recsys_lab.data.features import vocabulary
 
     for key, table in _tables(data).items():
@@ -164,15 +185,15 @@ def split_folder(
     from recsys_lab.data.loaders import load_dataset
     from recsys_lab.data.split import split_leave_one_out, split_ratio
 
-    kind = task.split if task.threshold is None else f"{task.split}-labels"
-    folder = root() / "artifacts" / "speed" / f"{task.data}-{kind}"
+    ending = "-labels" if task.threshold is not None else "-tables" if task.tables else ""
+    folder = root() / "artifacts" / "speed" / f"{task.data}-{task.split}{ending}"
     if not (folder / "csv" / "test.csv").exists():
         shutil.rmtree(folder, ignore_errors=True)
         make = split_ratio if task.split == "ratio" else split_leave_one_out
         split = make(load_dataset(task.data))
         split.save(folder / "split")
         (folder / "csv").mkdir()
-        if task.threshold is not None:
+        if ending:
             write_features(split, folder / "csv", task.data)
         write_parts(split, folder / "csv", task.threshold)
     return folder
@@ -191,7 +212,7 @@ def run_ours(
     spec = read_json(folder / "spec.json")
     torch.set_num_threads(spec["threads"])
     split, model = Split.load(spec["split"]), model_class(spec["model"])(**spec["args"])
-    known = {} if spec["threshold"] is None else _tables(spec["data"])
+    known = _tables(spec["data"]) if spec["tables"] else {}
     model.log = folder / "epochs.jsonl"
     model.log.unlink(missing_ok=True)
     start = time.perf_counter()
@@ -294,5 +315,6 @@ def peer_command(
     options = {"--split": split, "--model": task.peer, "--out": out, "--epochs": task.epochs}
     options |= {"--config": json.dumps(task.config), "--seed": 2020 + seed, "--threads": threads}
     words = [str(x) for pair in options.items() for x in pair]
+    words += ["--tables"] if task.tables and task.threshold is None else []
     words += [] if task.threshold is None else ["--labels"]
     return [peer_python(), root() / "peers" / "recbole_run.py", *words, "--no-idle-check"]

@@ -48,7 +48,7 @@ def busy_share(
     busy, everything = cpu_seconds()
     time.sleep(seconds)
     busy_now, everything_now = cpu_seconds()
-    return (busy_now - busy) / max(everything_now - everything, 1e-9)
+    return max(0.0, busy_now - busy) / max(everything_now - everything, 1e-9)
 
 # %% ../../nbs/80_reporting/05b_timing.ipynb #742b60e7
 def wait_until(
@@ -141,10 +141,11 @@ def _command(task: SpeedTask, side: str, out: Path, seed: int, threads: int) -> 
     split = split_folder(task)
     if side == "peer":
         return peer_command(task, split / "csv", out, seed, threads)
-    training = {"epochs": task.epochs, "patience": None, "seed": seed} if task.unit != "fit" else {}
+    epochs = task.own_epochs or task.epochs
+    training = {"epochs": epochs, "patience": None, "seed": seed} if task.unit != "fit" else {}
     spec = {"split": str(split / "split"), "model": task.model, "args": task.args | training}
     spec |= {"threads": threads, "repeats": 3, "share": task.unit == "run"}
-    spec |= {"threshold": task.threshold, "data": task.data}
+    spec |= {"threshold": task.threshold, "tables": task.tables, "data": task.data}
     write_json(out / "spec.json", spec)
     call = f"from recsys_lab.reporting.speedtasks import run_ours; run_ours({str(out)!r})"
     return [sys.executable, "-c", call]
@@ -243,7 +244,7 @@ def longer(
         return out
     for number, (ours, peer) in enumerate(zip(runs["ours"], runs["peer"], strict=True)):
         if to_best(ours["epochs"], peer["epochs"])["ours_s"] is None:
-            more = replace(task, epochs=LONGER * task.epochs)
-            settings.say(f"{task.name}: ours again, for up to {more.epochs} epochs")
+            more = replace(task, own_epochs=LONGER * (task.own_epochs or task.epochs))
+            settings.say(f"{task.name}: ours again, for up to {more.own_epochs} epochs")
             out[number] = one_run(more, "ours", number, settings, "-long")
     return out
