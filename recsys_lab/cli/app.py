@@ -220,12 +220,12 @@ def tune(
 ):
     "Search the parameters of models on the validation rows of a protocol."
     from recsys_lab.core.params import params
-    from recsys_lab.models.tuning import tune_protocol
+    from recsys_lab.models.tuning import narrow, tune_protocol
 
     _known([protocol], params("run") | params("benchmark"), "leaderboard for protocol")
     _known(models or [], params("model"), "model")
     found = tune_protocol(protocol, models or None, trials, write, folder)
-    typer.echo(found.to_string(index=False))
+    typer.echo("\n".join([found.to_string(index=False), *narrow(found)]))
 
 # %% ../../nbs/95_cli/02_app.ipynb #62308b7d
 def _chosen(words: list[str] | None, columns) -> dict:
