@@ -43,12 +43,13 @@ def parse():
         default="train+valid",
         help="what a sequence model reads before it ranks the test items",
     )
-    parser.add_argument(
+    features = parser.add_mutually_exclusive_group()
+    features.add_argument(
         "--labels",
         action="store_true",
         help="pairs with a column `label`, and users.csv and items.csv: nothing is drawn or ranked",
     )
-    parser.add_argument(
+    features.add_argument(
         "--tables",
         action="store_true",
         help="read users.csv and items.csv too, for a model of features that ranks",

@@ -35,6 +35,7 @@ TRAINING = (
 )
 
 
+SHARES = {"RS": [0.8, 0.1, 0.1]}  # RecBole asks for them; not used: the files are split
 LABELS = {  # Rows say yes or no by themselves
     "metrics": ["AUC", "LogLoss"],
     "valid_metric": "AUC",
@@ -42,7 +43,7 @@ LABELS = {  # Rows say yes or no by themselves
     "LABEL_FIELD": "label",
     "train_neg_sample_args": None,
     "eval_args": {
-        "split": {"RS": [0.8, 0.1, 0.1]},  # Not used: the files are split
+        "split": SHARES,
         "group_by": "none",
         "order": "RO",
         "mode": "labeled",
@@ -52,7 +53,7 @@ TABLES = {  # A model of features that is trained and judged as a ranker
     "load_col": None,
     "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
     "eval_args": {
-        "split": {"RS": [0.8, 0.1, 0.1]},  # Not used: the files are split
+        "split": SHARES,
         "group_by": "user",
         "order": "RO",
         "mode": "full",

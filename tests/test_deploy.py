@@ -77,9 +77,8 @@ def only(kind: str) -> dict:
 
 def pins(file: str) -> dict[str, str]:
     lines = (ROOT / file).read_text().splitlines()
-    wanted = [line.partition(";")[0] for line in lines if line.strip() and not line.startswith("#")]
-    pairs = [line.split("==") for line in wanted]
-    return {canonical(name): version for name, version in pairs}
+    needs = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {canonical(n.name): str(n.specifier).removeprefix("==") for n in needs}
 
 
 @cache

@@ -51,15 +51,16 @@ WITH |= {"click": "typer", "pytrec_eval": "ir-measures"}
 
 
 def pins(file: str) -> dict[str, str]:
-    "Package -> exact version; every line must be an exact pin, for every Python or those its marker names"
+    "Package -> exact version; a line is an exact pin, perhaps for some Pythons only"
     found = {}
     for line in (ROOT / file).read_text().splitlines():
         if line.strip() and not line.startswith("#"):
-            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!_-]+)(; python\S* < .+)?", line)
+            need = Requirement(line)
+            match = re.fullmatch(r"==([A-Za-z0-9.!_-]+)", str(need.specifier))
             assert match, f"{file}: {line!r} is no exact pin (or names a build such as +cpu)"
-            name = canonical(match[1])
+            name = canonical(need.name)
             assert name not in found, f"{file}: {name} stands twice"
-            found[name] = match[2]
+            found[name] = match[1]
     return found
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 
 from ..core.files import root
 from ..core.params import params
@@ -65,12 +65,17 @@ def pins(
     path: Path,  # A file of lines `name==version` or `name==version; marker`
 ) -> dict[str, str]:  # Name -> version, in the file's order
     "The exact versions that a file of pins lists for this interpreter"
-    lines = path.read_text().splitlines() if path.exists() else []
-    needs = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    asked = [n for n in needs if n.marker is None or n.marker.evaluate()]
-    return {n.name: str(n.specifier).removeprefix("==") for n in asked}
+    out = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            need = Requirement(line.partition(" #")[0].strip())
+        except InvalidRequirement:  # A comment, an option of pip's, an empty line
+            continue
+        if need.marker is None or need.marker.evaluate():
+            out[need.name] = str(need.specifier).removeprefix("==")
+    return out
 
-
+# %% ../../nbs/95_cli/00_doctor.ipynb #d018c7ba
 def drift(
     wanted: dict[str, str],  # Name -> version
 ) -> list[str]:  # One line a package that is absent or has another version

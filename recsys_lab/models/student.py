@@ -160,8 +160,10 @@ def lesson(
 
 @patch
 def _fit(self: Student, train, *known):
-    "The teacher, its states, then the student"
-    self.lesson = lesson(self._fitted_teacher(train, *known), train.histories())
+    "The teacher and its states, if anything of them counts, then the student"
+    self.lesson = None
+    if self.alpha or self.beta:
+        self.lesson = lesson(self._fitted_teacher(train, *known), train.histories())
     SASRec._fit(self, train, *known)
     self.net.project = None
     del self.lesson
@@ -186,9 +188,11 @@ def _windows(self: Student, histories: Histories, *shape, **where) -> PlacedBatc
 def _loss(self: Student, net: Transformer, batch) -> Tensor:
     "What came next, what the teacher would have said, and how it saw it"
     (items, size, real, target), at = batch
-    states, vectors = self.lesson
-    h, W, told = net(items, size)[real], self._vectors(net), states[at]
-    loss = h.new_zeros(())
+    h, W = net(items, size)[real], self._vectors(net)
+    if self.lesson is None:
+        return self._next_item_loss(h, W, target)
+    (states, vectors), loss = self.lesson, h.new_zeros(())
+    told = states[at]
     if self.alpha < 1:
         loss = loss + (1 - self.alpha) * self._next_item_loss(h, W, target)
     if self.alpha:

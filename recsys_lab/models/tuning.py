@@ -149,12 +149,12 @@ def narrow(
 ) -> list[str]:  # A line a model whose best value is at an end of its range
     "Which searches ended where their space ends"
     out = []
-    for key, trials in found.dropna(subset="value").groupby("model", sort=False):
-        best, space = trials.sort_values("value").iloc[-1], params().search[key]
+    for key, trials in found.groupby("model", sort=False) if len(found) else ():
+        best, space = trials.iloc[0], params().search[key]  # Best first
         for name in at_edge(best, space):
             low, high = space[name]
             out.append(
                 f"{key}: the best {name}, {plain(best[name]):,}, lies at an end of what was searched, "
-                f"{low:,} to {high:,}; widen search.{key}.{name} and search again"
+                f"{low:,} to {high:,}; if there is something beyond, widen search.{key}.{name}"
             )
     return out

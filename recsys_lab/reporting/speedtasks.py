@@ -37,7 +37,7 @@ class SpeedTask:
     peer: str  # RecBole's name of it
     config: dict = field(default_factory=dict)  # RecBole settings that are not its defaults
     epochs: int = 1
-    own_epochs: int | None = None  # Of ours, where they are so much shorter; None: as many
+    own_epochs: int | None = None  # Ours, where one is far shorter than RecBole's; None: as many
     repeats: int = 3  # At most; the slow peer runs once
     tables: bool = False  # Do both read what is known of users and items?
     threshold: float | None = None  # A rating from here on is a yes; None: rankings are compared
@@ -80,8 +80,8 @@ _WIDE = {"dim": 10, "layers": [32, 16, 8], "dropout": 0.1, "lr": 0.001, "thresho
 _DEEP = _WIDE | {"layers": [64, 32]}
 _DEEP_PEER = {"embedding_size": 10, "mlp_hidden_size": [64, 32], "dropout_prob": 0.1}
 _DCN_PEER = _DEEP_PEER | {"structure": "parallel", "cross_layer_num": 2, "reg_weight": 0}
-_LABELS = 30, None, 3, True, _WIDE["threshold"]  # Epochs, ours, repeats, tables, what is a yes
-_FEW = 10, 150, 1  # Epochs, ours, repeats
+_LABELS = {"epochs": 30, "tables": True, "threshold": _WIDE["threshold"]}
+_FEW = {"epochs": 10, "own_epochs": 150, "repeats": 1}
 _100K, _1M = ("ml100k", "ratio"), ("ml1m", "ratio")
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #85407368
@@ -99,7 +99,7 @@ _RANKED = (
     SpeedTask(
         "multdae", "epoch", *_100K, "multvae", {"kind": "dae"} | _DAE, "MultiDAE", _RUN_ON, 150
     ),
-    SpeedTask("mf-ccl", "epoch", *_100K, "mf", _CCL, "SimpleX", _SIMPLEX, *_FEW),
+    SpeedTask("mf-ccl", "epoch", *_100K, "mf", _CCL, "SimpleX", _SIMPLEX, **_FEW),
     SpeedTask("gcn", "epoch", *_100K, "gcn", _GCN, "NGCF", _NGCF, 30),
     SpeedTask("twotower", "epoch", *_100K, "twotower", _TOWERS, "DSSM", _DSSM, 10, tables=True),
 )
@@ -112,20 +112,23 @@ _BERT4REC |= {"attention_dropout": 0.2, "mask": 0.2, "last": 0.5, "stride": 1, "
 _BERT4REC |= {"bias": True, "targets": 8300}  # 2,048 of RecBole's lists hide so many
 _WINDOWS = _BERT4REC | {"stride": "window", "targets": 512}
 _GRU4REC = {"dim": 64, "hidden": 128, "dropout": 0.3, "window": 50, "lr": 0.001, "targets": 2048}
-_LOO, _ONCE = ("ml100k", "leave_one_out"), (_RUN_ON, 6, None, 1)
-_BRIEF = _RUN_ON, 3, 60, 1  # Epochs, ours, repeats
+_LOO = ("ml100k", "leave_one_out")
+_ONCE = {"config": _RUN_ON, "epochs": 6, "repeats": 1}
+_BRIEF = {"config": _RUN_ON, "epochs": 2, "own_epochs": 60, "repeats": 1}
 _SEQUENCES = (
-    SpeedTask("sasrec", "epoch", *_LOO, "sasrec", _SASREC, "SASRec", *_ONCE),
-    SpeedTask("gru4rec", "epoch", *_LOO, "gru4rec", _GRU4REC, "GRU4Rec", *_ONCE),
+    SpeedTask("sasrec", "epoch", *_LOO, "sasrec", _SASREC, "SASRec", **_ONCE),
+    SpeedTask("gru4rec", "epoch", *_LOO, "gru4rec", _GRU4REC, "GRU4Rec", **_ONCE),
     SpeedTask("bert4rec", "epoch", *_LOO, "bert4rec", _BERT4REC, "BERT4Rec", _RUN_ON, 1, repeats=1),
-    SpeedTask("bert4rec-windows", "epoch", *_LOO, "bert4rec", _WINDOWS, "BERT4Rec", *_BRIEF),
+    SpeedTask("bert4rec-windows", "epoch", *_LOO, "bert4rec", _WINDOWS, "BERT4Rec", **_BRIEF),
 )
 
 # %% ../../nbs/80_reporting/05a_speedtasks.ipynb #152b6db7
 _JUDGED = (
-    SpeedTask("widedeep", "epoch", *_100K, "widedeep", _WIDE, "WideDeep", _RUN_ON, *_LABELS),
-    SpeedTask("dcn", "epoch", *_100K, "dcn", _DEEP, "DCNV2", _RUN_ON | _DCN_PEER, *_LABELS),
-    SpeedTask("deepfm", "epoch", *_100K, "deepfm", _DEEP, "DeepFM", _RUN_ON | _DEEP_PEER, *_LABELS),
+    SpeedTask("widedeep", "epoch", *_100K, "widedeep", _WIDE, "WideDeep", _RUN_ON, **_LABELS),
+    SpeedTask("dcn", "epoch", *_100K, "dcn", _DEEP, "DCNV2", _RUN_ON | _DCN_PEER, **_LABELS),
+    SpeedTask(
+        "deepfm", "epoch", *_100K, "deepfm", _DEEP, "DeepFM", _RUN_ON | _DEEP_PEER, **_LABELS
+    ),
     SpeedTask("evaluation", "run", *_1M, "bprmf", _BPR, "BPR"),
     SpeedTask("evaluation-large", "run", *_1M, "bprmf", _BPR, "BPR", _LARGE),
 )

@@ -55,7 +55,7 @@ def write_board(
 # %% ../../nbs/80_reporting/02d_study_boards.ipynb #ef265fb7
 SUBJECTS = {  # Chapter -> heading of its section
     "data": "Columns, and what they are worth",
-    "sequence": "Sequences: what a small network keeps of a large one",
+    "sequence": "Sequences, and what a teacher brings",
     "cold": "Cold starts, and what is known from elsewhere",
     "causal": "Bias, and what corrections for it bring",
     "explain": "Reasons, and which of them can be believed",

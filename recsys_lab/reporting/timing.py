@@ -48,7 +48,8 @@ def busy_share(
     busy, everything = cpu_seconds()
     time.sleep(seconds)
     busy_now, everything_now = cpu_seconds()
-    return max(0.0, busy_now - busy) / max(everything_now - everything, 1e-9)
+    busy_now = max(busy_now, busy)  # Rounding can make it less
+    return (busy_now - busy) / max(everything_now - everything, 1e-9)
 
 # %% ../../nbs/80_reporting/05b_timing.ipynb #742b60e7
 def wait_until(

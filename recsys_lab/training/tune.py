@@ -32,9 +32,10 @@ def _is_range(span: list) -> bool:
 
 
 def _is_log(low: float, high: float) -> bool:
+    "Whether a range is searched on a logarithmic scale"
     return low > 0 and high / low >= 10
 
-
+# %% ../../nbs/30_training/06_tune.ipynb #8c13eadf
 def suggest(
     trial: optuna.Trial,
     space: dict,  # Argument -> [low, high], or a list of choices
