@@ -147,7 +147,7 @@ SPEED_TARGETS = {  # start of the task's name -> least ratio to the peer
     "lightgcn": 5.0,
     "bpr": 2.0,
     "ease": 1.0,
-    "neumf": 3.0,
+    "neumf epoch": 3.0,
     "multvae": 1.0,
     "widedeep": 2.0,
     "evaluat": 5.0,
