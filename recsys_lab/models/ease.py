@@ -38,7 +38,7 @@ def spd_inverse(
     P, _ = lapack.dpotri(factor, lower=False, overwrite_c=True)
     i, j = np.tril_indices(len(P), -1)
     P[i, j] = P[j, i]
-    return P
+    return P.T  # Row by row: SciPy copies the other order at each product with sparse rows
 
 # %% ../../nbs/40_models/12_ease.ipynb #8a13dd90
 class EASE(ItemWeights):

@@ -264,7 +264,8 @@ def speed_table(
         cells = "".join(f'<td class="num">{v}</td>' for v in values)
         memory = "".join(f'<td class="num">{number(v)}</td>' for v in (r.ours_mb, r.peer_mb))
         told = f'<td class="{_WORDS.get(told, "")}">{told}</td>'
-        first = f'<th scope="row">{escape(r.task)}</th><td>{escape(r.peer)}</td>'
+        task = escape(r.task).replace(": ", ":<br>")
+        first = f'<th scope="row">{task}</th><td>{escape(r.peer)}</td>'
         body.append(f"<tr>{first}{cells}{told}{memory}<td>{escape(r.hardware)}</td></tr>")
     heads = [("task", ""), ("peer", ""), ("ours (s)", "num"), ("peer (s)", "num"), ("ratio", "num")]
     heads += [("target", "num"), ("verdict", ""), ("ours (MB)", "num"), ("peer (MB)", "num")]
