@@ -230,7 +230,8 @@ def test_nothing_but_the_command_is_sent(server):
 
 def test_many_threads(server):
     "Every answer belongs to its question"
-    cache = Cache(server().address, room=20_000, slow=5.0)
+    address = server().address
+    cache = Cache(address, room=20_000, slow=5.0)
 
     def work(seed):
         rng = np.random.default_rng(seed)
@@ -245,7 +246,10 @@ def test_many_threads(server):
         list(pool.map(work, range(16)))
     stats = cache.stats()
     assert stats["near"]["hits"] + stats["near"]["misses"] == 16 * 300
-    assert stats["redis"].get("failures", 0) == 0 and stats["redis"]["hits"] > 0
+    assert stats["redis"].get("failures", 0) == 0
+    another = Cache(address, room=20_000, slow=5.0)  # Finds with Redis what the first put there
+    assert [another.get(f"k{i}") for i in range(50)] == [f"k{i}".encode() for i in range(50)]
+    assert another.stats()["redis"]["hits"] == 50
 
 
 plain = st.none() | st.integers(-5, 5) | st.text(max_size=2)

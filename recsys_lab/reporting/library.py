@@ -99,6 +99,8 @@ def project_copy(
             shutil.copytree(entry, to / entry.name)
         else:
             shutil.copy2(entry, to / entry.name)
+    if (top / "reports" / "trials").exists():  # Pages draw them
+        shutil.copytree(top / "reports" / "trials", to / "reports" / "trials")
     if (top / "data").exists():
         (to / "data").symlink_to((top / "data").resolve())
     return to
