@@ -121,7 +121,10 @@ def _read(self: TextRec, items: pd.DataFrame, item_ids: np.ndarray) -> Tensor:  
     if self.reader is None:
         self.reader = restored_encoder(self.reader_state)
     v = self.reader.vectors(item_texts(items, item_ids, self.columns))
-    return torch.from_numpy((v - self.mean) @ self.turn)
+    white = (v - self.mean).astype(
+        np.float64
+    ) @ self.turn  # Rounded the same alone and among others
+    return torch.from_numpy(white.astype(np.float32))
 
 
 @patch
