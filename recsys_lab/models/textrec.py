@@ -121,9 +121,8 @@ def _read(self: TextRec, items: pd.DataFrame, item_ids: np.ndarray) -> Tensor:  
     if self.reader is None:
         self.reader = restored_encoder(self.reader_state)
     v = self.reader.vectors(item_texts(items, item_ids, self.columns))
-    white = (v - self.mean).astype(
-        np.float64
-    ) @ self.turn  # Rounded the same alone and among others
+    # In double precision a text's numbers round the same alone and among others
+    white = (v - self.mean).astype(np.float64) @ self.turn
     return torch.from_numpy(white.astype(np.float32))
 
 
