@@ -225,7 +225,7 @@ def tune(
     _known([protocol], params("run") | params("benchmark"), "leaderboard for protocol")
     _known(models or [], params("model"), "model")
     found = tune_protocol(protocol, models or None, trials, write, folder)
-    typer.echo("\n".join([found.to_string(index=False), *narrow(found)]))
+    typer.echo("\n".join([found.to_string(index=False), *narrow(found, protocol)]))
 
 # %% ../../nbs/95_cli/02_app.ipynb #62308b7d
 def _chosen(words: list[str] | None, columns) -> dict:

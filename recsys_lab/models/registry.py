@@ -109,13 +109,16 @@ def check_models() -> dict[str, Recommender]:  # Key -> model, not fitted
     "Make every model of `params.yaml`; raise `ParamsError` for the first that cannot be made"
     p = params()
     models = {key: make_model(key) for key in p.model}
-    for section in ("run", "benchmark", "tuned", "ablation"):
+    for section in ("run", "benchmark", "tuned", "ablation", "search_in"):
         _check_section(section, getattr(p, section), p.protocol, models)
     for protocol, keys in p.tuned.items():
         for key in keys:
             make_model(key, protocol)
     for key, space in p.search.items():
         _check_arguments(f"search.{key}", space, model_class(key))
+    for protocol, spaces in p.search_in.items():
+        for key, space in spaces.items():
+            _check_arguments(f"search_in.{protocol}.{key}", space, model_class(key))
     for protocol, bases in p.ablation.items():
         for key, switches in bases.items():
             for change in switches.values():
