@@ -196,7 +196,7 @@ def compare(
         name, _, variant = model.partition("-")
         same = (benchmark.protocol == protocol) & (benchmark.model == name)
         rows = benchmark[same & (benchmark.metric == metric)]
-        rows = rows[rows.variant == variant] if variant else _best_variant(rows)
+        rows = rows[rows.variant == variant] if variant else _plainest(rows)
         value, low, high = _mean_over_seeds(rows)
         row = {"protocol": protocol, "model": model, "metric": metric, "value": value}
         row |= {"low": low, "high": high, "target": target, "published": published}
@@ -207,7 +207,7 @@ def compare(
     return pd.DataFrame(out)
 
 # %% ../../nbs/80_reporting/01_tables.ipynb #1e8c18d1
-def _best_variant(rows: pd.DataFrame) -> pd.DataFrame:
+def _plainest(rows: pd.DataFrame) -> pd.DataFrame:
     "The plain model where it was measured, else its first variant: never the best of many"
     if rows.empty:
         return rows
