@@ -35,15 +35,27 @@ def _slug(method) -> str:
     "A method's name without blanks and signs, as the benchmark file takes it"
     return re.sub(r"[^\w.+-]+", "_", str(method)).strip("_").lower()
 
+# %% ../../nbs/95_cli/01b_record_boards.ipynb #3d0a7ce5
+def _measured(board: pd.DataFrame) -> pd.DataFrame:
+    "What the benchmark file defines; a leaderboard's own numbers do not come from a study"
+    named = board.data.astype(str).str.fullmatch(r"[A-Za-z0-9][\w.+-]*")
+    kept = board[named & board.metric.map(_known).astype(bool) & board.value.notna()]
+    boards = root() / "reports/boards"
+    taken = [d for d in kept.data.unique() if d in params("run") or (boards / d).exists()]
+    if taken:
+        raise records.RecordError(
+            f"data {', '.join(taken)}: a leaderboard has this name; choose another"
+        )
+    return kept
+
 
 def board_rows(
     board: pd.DataFrame,  # As a study wrote it
     facts: Mapping,  # hardware, commit, seed
 ) -> list[dict]:  # Rows of the benchmark file
-    "The measurements of a board; what the benchmark file does not define is left out"
+    "The measurements of a board, as far as the benchmark file defines them"
     protocols, rows = params("protocol"), []
-    kept = board[board.data.astype(str).str.fullmatch(r"[A-Za-z0-9][\w.+-]*")]
-    for r in kept[kept.metric.map(_known) & kept.value.notna()].to_dict("records"):
+    for r in _measured(board).to_dict("records"):
         name, variant = records.model_variant(_slug(r["method"]))
         dataset = protocols[r["data"]].dataset if r["data"] in protocols else r["data"]
         measured = {c: r[c] for c in ("metric", "value", "low", "high", "n")}
