@@ -32,14 +32,15 @@ class Protocol(Strict):
     "A data set, how it is prepared, how it is split"
 
     dataset: str  # Key of the source
-    split: Literal["time", "leave_one_out", "ratio", "given", "intervened", "cases"]
+    split: Literal["time", "episode", "leave_one_out", "ratio", "given", "intervened", "cases"]
     min_rating: float | None = None  # Rows with a lower rating are dropped, and counted
     min_user: int = Field(0, ge=0)  # Least interactions of a user
     min_item: int = Field(0, ge=0)  # Least interactions of an item
     ratios: list[float] = [8, 1, 1]  # Of the ratio split, per user; of the intervened rows
     valid: float = Field(0.1, gt=0, lt=1)  # Share of rows by time; of sessions for cases
     test: float = Field(0.2, gt=0, lt=1)  # valid and test together below 1
-    min_history: int = Field(0, ge=0)  # Of the time split: least rows before the cut to be asked
+    min_history: int = Field(0, ge=0)  # By time: least rows before the cut to be asked
+    gap: float = Field(1800, gt=0)  # Of the episode split: silence that ends a visit, seconds
     normal: float = Field(0.5, gt=0, lt=1)  # Of the intervened split: rows that train as they are
     intervened: float = Field(0.25, gt=0, lt=1)  # Rows drawn with equal chances for the items
     judged: Literal["intervened", "ordinary"] = "intervened"  # Which held-out rows are asked for

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.params import params
 from .cases import split_cases
+from .episode import split_episode
 from .interactions import Interactions
 from .intervened import split_intervened
 from .loaders import IN_ORDER, load_dataset
@@ -84,6 +85,8 @@ def _split(p, data: Interactions, seed: int) -> Split:
     "Split as a definition says"
     if p.split == "time":
         return split_time(data, p.valid, p.test, p.min_history)
+    if p.split == "episode":
+        return split_episode(data, p.valid, p.test, max(p.min_history, 1), p.gap)
     if p.split == "leave_one_out":
         return split_leave_one_out(data, in_order=p.dataset in IN_ORDER)
     if p.split == "ratio":
