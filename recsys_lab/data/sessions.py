@@ -9,6 +9,7 @@ __all__ = ['TYPES', 'session_of', 'main_tag', 'session_table', 'session_types', 
            'alikeness', 'densest_p', 'binges', 'explorations', 'as_users']
 
 # %% ../../nbs/10_data/09c_sessions.ipynb #d026b7c4
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -273,10 +274,26 @@ _RULES = {"windows": _SOME, "least": COUNT, "strength": or_none(POSITIVE), "know
 _RULES |= {"alpha": UNIT}
 
 
+def _check(*given):
+    "Refuse settings that mean nothing; in the order of `_RULES`"
+    check_settings(dict(zip(_RULES, given, strict=True)), _RULES)
+
+
 def _tries(rows: np.ndarray, windows: tuple[int, ...]) -> np.ndarray:
     "How many different windows a session has: those shorter than it, and one as long, (s,)"
     shorter = (np.asarray(rows)[:, None] > np.unique(windows)).sum(1)
     return np.minimum(shorter + 1, len(set(windows)))
+
+
+def _smallest(
+    fullest: Callable, n: np.ndarray, windows: tuple, a: np.ndarray, b: np.ndarray, least: int = 1
+) -> np.ndarray:
+    "The smallest chance of the fullest window of any length, times the number of lengths, (s,)"
+    p = np.ones(len(n))
+    for w in windows:
+        k = fullest(w)
+        p = np.minimum(p, np.where(k >= least, densest_p(k, n, w, a, b), 1))
+    return np.minimum(p * _tries(n, windows), 1)
 
 # %% ../../nbs/10_data/09c_sessions.ipynb #20851eef
 def _called(found: pd.DataFrame, judged: np.ndarray, alpha: float) -> pd.DataFrame:
@@ -298,21 +315,16 @@ def binges(
     alpha: float = 0.01,  # False alarms among ordinary sessions, at most
 ) -> pd.DataFrame:  # p, group (-1: none) and binge (0, 1; -1: not judged), a row a session
     "Sessions with a run of one thing that their user's habits do not explain"
-    given = {"windows": windows, "least": least, "strength": strength, "known": known}
-    check_settings(given | {"alpha": alpha}, _RULES)
+    _check(windows, least, strength, known, alpha)
     of, (_, rows, past) = _groups(data, group), _history(data, number)
     share, alike = np.bincount(of) / max(len(of), 1), strength or alikeness(data, group)
     pair, order = _pairs(data, number, of)
     some = (pair["rows"] >= least) & (past[pair["session"]] >= known)
     found = pd.DataFrame(pair)[some]
     a, m = found.before + alike * share[found.group], past[found.session] + alike
-    n, p = rows[found.session], np.ones(len(found))
-    for w in windows:
-        k = _fullest(pair["rows"], order, w)[some]
-        p = np.minimum(
-            p, np.where(k >= least, densest_p(k, n, w, a.to_numpy(), (m - a).to_numpy()), 1)
-        )
-    p = np.minimum(p * (share > 0).sum() * _tries(n, windows), 1)
+    n, a, b = rows[found.session], a.to_numpy(), (m - a).to_numpy()
+    p = _smallest(lambda w: _fullest(pair["rows"], order, w)[some], n, windows, a, b, least)
+    p = np.minimum(p * (share > 0).sum(), 1)
     return _called(found.assign(p=p), past >= known, alpha)
 
 # %% ../../nbs/10_data/09c_sessions.ipynb #1e646747
@@ -362,19 +374,16 @@ def explorations(
     alpha: float = 0.01,  # False alarms among ordinary sessions, at most
 ) -> pd.DataFrame:  # p, new, groups and exploration (0, 1; -1: not judged), a row a session
     "Sessions with a run of new things that their user's habits do not explain"
-    given = {"windows": windows, "least": least, "strength": strength, "known": known}
-    check_settings(given | {"alpha": alpha, "window": window}, _RULES | {"window": COUNT})
+    _check(windows, least, strength, known, alpha)
+    check_settings({"window": window}, {"window": COUNT})
     of, (start, rows, past) = _groups(data, group), _history(data, number)
     alike = strength or alikeness(data, group)
     table, hit = _novelty(data, number, of, window)
     mass = _known_mass(data, of, alike * np.bincount(of) / max(len(of), 1), window)[start]
     some = (past >= known) & (table.new >= least).to_numpy() & table.spread.to_numpy()
-    p = np.ones(len(rows))
-    for w in windows:
-        k = _windowed(hit, start, rows, w)[some]
-        chance = densest_p(k, rows[some], w, (past + alike - mass)[some], mass[some])
-        p[some] = np.minimum(p[some], chance)
-    p = np.minimum(p * _tries(rows, windows), 1)
+    p, a, b = np.ones(len(rows)), (past + alike - mass)[some], mass[some]
+    most = lambda w: _windowed(hit, start, rows, w)[some]
+    p[some] = _smallest(most, rows[some], windows, a, b)
     flag = np.where(past >= known, p < alpha, -1)
     return pd.DataFrame({"p": p, "new": table.new, "groups": table.groups, "exploration": flag})
 
