@@ -211,7 +211,9 @@ def readme(
 @app.command()
 def tune(
     protocol: Annotated[str, typer.Argument(help="Such as ml100k-time")],
-    models: Annotated[list[str], typer.Argument(help="None: all of its leaderboard")] = None,
+    models: Annotated[
+        list[str], typer.Argument(help="None: all of its leaderboard that have a search space")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="For each model")] = 8,
     write: Annotated[
         bool, typer.Option(help="Put the best into the parameters, the trials into reports/trials?")

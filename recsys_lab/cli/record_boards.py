@@ -17,7 +17,7 @@ import pandas as pd
 
 from .record import ran_with
 from ..core.files import root
-from ..core.params import params
+from ..core.params import params, read_yaml
 from ..reporting import records
 from ..reporting.study_boards import SUBJECTS, check_board, folders
 
@@ -36,19 +36,23 @@ def _slug(method) -> str:
     return re.sub(r"[^\w.+-]+", "_", str(method)).strip("_").lower()
 
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #3d0a7ce5
+def _leaderboards() -> set[str]:
+    "Protocols of the default pipeline, and those that the full benchmark makes a leaderboard of"
+    stages = read_yaml(root() / "benchmark/dvc.yaml")["stages"]
+    return set(params("run")) | set(stages["leaderboard"]["foreach"])
+
+
 def _measured(board: pd.DataFrame) -> pd.DataFrame:
     "What the benchmark file defines; a leaderboard's own numbers do not come from a study"
     named = board.data.astype(str).str.fullmatch(r"[A-Za-z0-9][\w.+-]*")
     kept = board[named & board.metric.map(_known).astype(bool) & board.value.notna()]
-    boards = root() / "reports/boards"
-    taken = [d for d in kept.data.unique() if d in params("run") or (boards / d).exists()]
-    if taken:
+    if taken := sorted(set(kept.data) & _leaderboards()):
         raise records.RecordError(
             f"data {', '.join(taken)}: a leaderboard has this name; choose another"
         )
     return kept
 
-
+# %% ../../nbs/95_cli/01b_record_boards.ipynb #a2346638
 def board_rows(
     board: pd.DataFrame,  # As a study wrote it
     facts: Mapping,  # hardware, commit, seed
@@ -81,9 +85,11 @@ def record_boards(
     name: str | None = None,  # Of one run, such as ratings-coat; None: all
 ) -> Iterator[tuple[str, int]]:  # Each run, and how many rows it gave
     "Write the boards of studies to the benchmark file"
+    found = []
     for run, board in board_runs():
         if name in (None, run["name"]):
             facts = {k: run[k] for k in ("hardware", "commit", "seed")}
-            rows = board_rows(board, facts)
-            records.upsert(rows)
-            yield run["name"], len(rows)
+            found.append((run["name"], board_rows(board, facts)))
+    for which, rows in found:  # All are good before the first is written
+        records.upsert(rows)
+        yield which, len(rows)

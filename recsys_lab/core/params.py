@@ -39,7 +39,9 @@ class Protocol(Strict):
     ratios: list[float] = [8, 1, 1]  # Of the ratio split, per user; of the intervened rows
     valid: float = Field(0.1, gt=0, lt=1)  # Share of rows by time; of sessions for cases
     test: float = Field(0.2, gt=0, lt=1)  # valid and test together below 1
-    min_history: int = Field(0, ge=0)  # By time: least rows before the cut to be asked
+    min_history: int = Field(
+        0, ge=0
+    )  # By time: least rows before the cut to be asked; of the episode split at least 1
     gap: float = Field(1800, gt=0)  # Of the episode split: silence that ends a visit, seconds
     normal: float = Field(0.5, gt=0, lt=1)  # Of the intervened split: rows that train as they are
     intervened: float = Field(0.25, gt=0, lt=1)  # Rows drawn with equal chances for the items

@@ -10,6 +10,7 @@ __all__ = ['first_visit', 'split_episode']
 # %% ../../nbs/10_data/09g_episode.ipynb #00222857
 import numpy as np
 
+from ..core.settings import COUNT, check_settings
 from .interactions import Interactions
 from .sessions import session_of
 from .split import PARTS, Split, finish, split_time
@@ -27,21 +28,36 @@ def first_visit(
     return late & (first[user] == visit)
 
 # %% ../../nbs/10_data/09g_episode.ipynb #2d9b149a
+def _strangers_shown(split: Split) -> Split:
+    "Validation rows of people without training rows become fold-in rows"
+    strangers = split.train.user_counts() == 0
+    late = split.part == PARTS["valid"]
+    split.part[late & strangers[split.data.user]] = PARTS["fold_in"]
+    split._views.clear()
+    return split
+
+# %% ../../nbs/10_data/09g_episode.ipynb #68e80ca5
 def split_episode(
     data: Interactions,  # With times
     valid: float = 0.1,  # Share of rows, before the test cut
     test: float = 0.2,  # Share of rows, after it
-    min_history: int = 1,  # People with fewer rows before the cut are not asked
+    min_history: int = 1,  # People with fewer rows before the test cut are not asked, at least 1
     gap: float = 1800,  # Silence that ends a visit, seconds
 ) -> Split:
     "One cut in time; of what comes after it each person's first visit is test, the rest unused"
-    split = split_time(data, valid, test, min_history)
+    check_settings({"min_history": min_history}, {"min_history": COUNT})
+    split = _strangers_shown(split_time(data, valid, test))
+    short = split.history("test").user_counts() < min_history
     visit, cut = session_of(data, gap), split.info["cut"]["test"]
     start = data.time[np.flatnonzero(np.diff(visit, prepend=-1))][visit]
     asked = first_visit(visit, data.user, start >= cut, data.n_users)
-    split.part[(split.part == PARTS["test"]) & ~asked] = PARTS["unused"]
+    split.part[(split.part == PARTS["test"]) & ~(asked & ~short[data.user])] = PARTS["unused"]
     if not (split.part == PARTS["test"]).any():
         raise ValueError("nobody comes back after the test cut; ask for a larger test part")
     split._views.clear()
-    split.info |= {"gap": gap, "begun": int(((start < cut) & (data.time >= cut)).sum())}
+    split.info |= {
+        "min_history": min_history,
+        "gap": gap,
+        "begun": int(((start < cut) & (data.time >= cut)).sum()),
+    }
     return finish(split)

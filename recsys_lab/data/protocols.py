@@ -86,7 +86,7 @@ def _split(p, data: Interactions, seed: int) -> Split:
     if p.split == "time":
         return split_time(data, p.valid, p.test, p.min_history)
     if p.split == "episode":
-        return split_episode(data, p.valid, p.test, max(p.min_history, 1), p.gap)
+        return split_episode(data, p.valid, p.test, p.min_history, p.gap)
     if p.split == "leave_one_out":
         return split_leave_one_out(data, in_order=p.dataset in IN_ORDER)
     if p.split == "ratio":

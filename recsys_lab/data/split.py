@@ -37,7 +37,7 @@ class Split:
 
     data: Interactions  # All rows
     part: np.ndarray  # Codes of `PARTS`, uint8, shape (len(data),)
-    kind: str  # time, leave-one-out, cases or ratio
+    kind: str  # time (also of the next visit), leave-one-out, cases or ratio
     info: dict = field(default_factory=dict)  # Cut times, seed, ratios, counts
     candidates: np.ndarray | None = None  # Item codes to rank instead of all, int32, (n_users, m)
     unit: np.ndarray | None = None  # Users of one number are one sample together, int64, (n_users,)
@@ -118,7 +118,7 @@ def seen(
         raise ValueError(f"part must be valid or test, got {part!r}")
     if self.info.get("taken_again"):
         return None
-    return self.train if part == "valid" else self.view("train", "valid")
+    return self.train if part == "valid" else self.view("train", "valid", "fold_in")
 
 # %% ../../nbs/10_data/04_split.ipynb #d68e4df7
 class LeakError(ValueError):

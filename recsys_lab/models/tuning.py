@@ -19,7 +19,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from ..core.files import atomic_write, read_json, root, write_json
-from ..core.params import BENCHMARK, check_params, params, read_params, read_yaml
+from recsys_lab.core.params import (
+    BENCHMARK,
+    ParamsError,
+    check_params,
+    params,
+    read_params,
+    read_yaml,
+)
 from ..data.interactions import Interactions
 from ..data.loaders import load_items, load_users
 from ..data.protocols import load_protocol
@@ -116,7 +123,10 @@ def _spaces(protocol: str, keys: list[str] | None) -> dict[str, dict]:
     "Spaces of the models that were named, or of all that have one"
     spaces = {key: space_of(key, protocol)[1] for key in keys or models_of(protocol)}
     if keys and (bare := [key for key in keys if not spaces[key]]):
-        raise ValueError(f"nothing to search for {', '.join(bare)}; add a section under search:")
+        raise ParamsError(
+            f"nothing to search for {', '.join(bare)}; add a section under search: or "
+            f"search_in.{protocol}:"
+        )
     return {key: space for key, space in spaces.items() if space}
 
 # %% ../../nbs/40_models/99a_tuning.ipynb #99877497
@@ -148,10 +158,11 @@ def tune_protocol(
     folder: Path | str | None = None,  # For the trials; None: reports/trials, if they are written
 ) -> pd.DataFrame:  # Every trial of every model
     "Search the models of a protocol on its validation rows, or on a tenth of its training rows"
-    split, dataset, tables = load_protocol(protocol), params(f"protocol.{protocol}").dataset, []
+    spaces, tables = _spaces(protocol, keys), []
+    split, dataset = load_protocol(protocol), params(f"protocol.{protocol}").dataset
     split = split if len(split.valid) else hold_out(split)
     known = {"items": load_items(dataset), "users": load_users(dataset)}
-    for key, space in _spaces(protocol, keys).items():
+    for key, space in spaces.items():
         found, metric = _search(key, protocol, split, trials, known)
         tables.append(found.assign(model=key))
         if write or folder:
