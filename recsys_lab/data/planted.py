@@ -15,6 +15,9 @@ import numpy as np
 from ..core.settings import COUNT, UNIT, check_settings
 from .interactions import Interactions
 
+# %% ../../nbs/10_data/09h_planted.ipynb #9550e4e5
+_ORDER, _CHOICE, _GROUP, _RUN = 1, 2, 3, 4  # Stands after the seed; 0 would be the seed alone
+
 # %% ../../nbs/10_data/09h_planted.ipynb #43023342
 def shuffled(
     data: Interactions,
@@ -23,7 +26,7 @@ def shuffled(
 ) -> Interactions:  # The same rows with other items; columns, such as ratings, go with the items
     "Each owner's items in any order over the owner's rows"
     owner = data.user if owner is None else np.asarray(owner)
-    drawn = np.random.default_rng(seed).random(len(data))
+    drawn = np.random.default_rng([seed, _ORDER]).random(len(data))
     order = np.empty(len(data), np.int64)
     order[np.argsort(owner, kind="stable")] = np.lexsort((drawn, owner))
     kept = {name: values[order] for name, values in data.columns.items()}
@@ -39,12 +42,13 @@ def draw_sessions(
     seed: int = 0,  # Same seed, same sessions
 ) -> tuple[np.ndarray, np.ndarray]:  # Numbers of those drawn, and of all that can be, rising
     "Some of the sessions that are long enough, of people who are known well enough"
-    check_settings({"share": share, "rows": rows}, {"share": UNIT, "rows": COUNT})
+    given = {"share": share, "rows": rows, "known": known}
+    check_settings(given, {"share": UNIT, "rows": COUNT, "known": COUNT})
     size = np.bincount(number)
     start = np.cumsum(size) - size
     past = start - data.offsets[:-1][data.user[start]]
     fit = np.flatnonzero((size >= rows) & (past >= known))
-    return fit[np.random.default_rng(seed).random(len(fit)) < share], fit
+    return fit[np.random.default_rng([seed, _CHOICE]).random(len(fit)) < share], fit
 
 # %% ../../nbs/10_data/09h_planted.ipynb #b47ca086
 def _by_popularity(data: Interactions, people: np.ndarray, may: np.ndarray, rows: int, rng):
@@ -63,12 +67,12 @@ def plant(
     rows: int,  # Length of the run; sessions must be as long
     seed: int = 0,  # Same seed, same runs
 ) -> tuple[Interactions, np.ndarray]:  # The log; has each session a run? bool, (n_sessions,)
-    "Put a run of items into sessions; none where the person has too many of them already"
-    rng, size, has = (
-        np.random.default_rng(seed),
-        np.bincount(number),
-        np.zeros(number[-1] + 1, bool),
-    )
+    """Put a run of items into sessions; none where the person has too many of them already
+
+    Columns stay as they are: beside a planted item stands the rating of the one it replaced."""
+    rng = np.random.default_rng([seed, _RUN])
+    size = np.bincount(number)
+    has = np.zeros(number[-1] + 1, bool)
     if (short := int((size[sessions] < rows).sum())) or rows > data.n_items:
         raise ValueError(f"{short} of {len(sessions)} sessions are shorter than a run of {rows}")
     first = (np.cumsum(size) - size)[sessions]
@@ -89,7 +93,7 @@ def plant_binges(
 ) -> tuple[Interactions, np.ndarray]:  # As `plant`
     "Put a run of items of one group into sessions"
     share = np.bincount(group[data.item]) / len(data)
-    one = np.random.default_rng(seed + 1).choice(len(share), len(sessions), p=share)
+    one = np.random.default_rng([seed, _GROUP]).choice(len(share), len(sessions), p=share)
     return plant(data, number, sessions, group == one[:, None], rows, seed)
 
 # %% ../../nbs/10_data/09h_planted.ipynb #e7c4e5be

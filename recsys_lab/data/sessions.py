@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/10_data/sessions.html.md"""
 
 # %% auto #0
 __all__ = ['TYPES', 'session_of', 'main_tag', 'session_table', 'session_types', 'variety', 'with_sessions', 'at_least',
-           'alikeness', 'densest_p', 'binges', 'explorations', 'as_users']
+           'alikeness', 'densest_p', 'fullest_window', 'binges', 'explorations', 'as_users']
 
 # %% ../../nbs/10_data/09c_sessions.ipynb #d026b7c4
 from collections.abc import Callable
@@ -262,6 +262,20 @@ def _fullest(rows: np.ndarray, order: np.ndarray, window: int) -> np.ndarray:
     count = np.searchsorted(pair * n + order, stop) - np.arange(n)
     return np.maximum.reduceat(count, np.cumsum(rows) - rows) if n else rows
 
+# %% ../../nbs/10_data/09c_sessions.ipynb #230dc22f
+def fullest_window(
+    data: Interactions,
+    number: np.ndarray,  # Session of each row
+    group: np.ndarray | None = None,  # Group of each item, (n_items,); None: the items themselves
+    window: int = 20,  # Rows in a row that are looked at together
+) -> np.ndarray:  # Rows, int64, one number a session
+    "The most rows of one group in a window within each session"
+    check_settings({"window": window}, {"window": COUNT})
+    pair, order = _pairs(data, number, _groups(data, group))
+    most = np.zeros(int(number.max(initial=-1)) + 1, np.int64)
+    np.maximum.at(most, pair["session"], _fullest(pair["rows"], order, window))
+    return most
+
 # %% ../../nbs/10_data/09c_sessions.ipynb #cd6deb51
 def _history(data: Interactions, number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "First row of each session, its rows, and the user's rows before it"
@@ -371,7 +385,7 @@ def explorations(
     least: int = 3,  # New groups, at least
     strength: float | None = None,  # How far people's tastes are alike; None: `alikeness`
     known: int = 20,  # Rows of a user before a session is judged
-    alpha: float = 0.01,  # False alarms among ordinary sessions, at most
+    alpha: float = 0.01,  # False alarms, at most, if all tastes are of one Dirichlet; broad people have more
 ) -> pd.DataFrame:  # p, new, groups and exploration (0, 1; -1: not judged), a row a session
     "Sessions with a run of new things that their user's habits do not explain"
     _check(windows, least, strength, known, alpha)

@@ -78,7 +78,7 @@ def groups(self: ItemAges, item: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/20_evaluation/04b_age.ipynb #e314db14
 def ranks_of(
-    top: np.ndarray,  # Item codes, best first, shape (n, K); -1: none
+    top: np.ndarray,  # Item codes, best first, none twice, shape (n, K); -1: none
     row: np.ndarray,  # Which list, int, shape (m,)
     item: np.ndarray,  # Which item, int, shape (m,)
     n_items: int,  # Size of the catalogue
@@ -87,6 +87,10 @@ def ranks_of(
     listed, place = np.nonzero(np.asarray(top) >= 0)
     at = (listed, np.asarray(top)[listed, place])
     ranks = sp.csr_matrix((place + 1, at), (len(top), n_items))
+    if ranks.nnz < len(place):
+        raise ValueError(
+            f"{len(place) - ranks.nnz:,} places have an item that the list has already"
+        )
     return np.asarray(ranks[row, item]).ravel().astype(np.int64)
 
 # %% ../../nbs/20_evaluation/04b_age.ipynb #9181eee7
