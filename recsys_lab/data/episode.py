@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.settings import COUNT, check_settings
 from .interactions import Interactions
-from .sessions import session_of
+from .sessions import runs_of, session_of
 from .split import PARTS, Split, finish, split_time
 
 # %% ../../nbs/10_data/09g_episode.ipynb #4627fb29
@@ -49,7 +49,7 @@ def split_episode(
     split = _strangers_shown(split_time(data, valid, test))
     short = split.history("test").user_counts() < min_history
     visit, cut = session_of(data, gap), split.info["cut"]["test"]
-    start = data.time[np.flatnonzero(np.diff(visit, prepend=-1))][visit]
+    start = data.time[runs_of(visit)[0]][visit]
     asked = first_visit(visit, data.user, start >= cut, data.n_users)
     split.part[(split.part == PARTS["test"]) & ~(asked & ~short[data.user])] = PARTS["unused"]
     if not (split.part == PARTS["test"]).any():

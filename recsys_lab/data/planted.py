@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.settings import COUNT, UNIT, check_settings
 from .interactions import Interactions
+from .sessions import runs_of
 
 # %% ../../nbs/10_data/09h_planted.ipynb #9550e4e5
 _ORDER, _CHOICE, _GROUP, _RUN = 1, 2, 3, 4  # Stands after the seed; 0 would be the seed alone
@@ -44,8 +45,7 @@ def draw_sessions(
     "Some of the sessions that are long enough, of people who are known well enough"
     given = {"share": share, "rows": rows, "known": known}
     check_settings(given, {"share": UNIT, "rows": COUNT, "known": COUNT})
-    size = np.bincount(number)
-    start = np.cumsum(size) - size
+    start, size = runs_of(number)
     past = start - data.offsets[:-1][data.user[start]]
     fit = np.flatnonzero((size >= rows) & (past >= known))
     return fit[np.random.default_rng([seed, _CHOICE]).random(len(fit)) < share], fit
@@ -71,11 +71,11 @@ def plant(
 
     Columns stay as they are: beside a planted item stands the rating of the one it replaced."""
     rng = np.random.default_rng([seed, _RUN])
-    size = np.bincount(number)
+    start, size = runs_of(number)
     has = np.zeros(number[-1] + 1, bool)
     if (short := int((size[sessions] < rows).sum())) or rows > data.n_items:
         raise ValueError(f"{short} of {len(sessions)} sessions are shorter than a run of {rows}")
-    first = (np.cumsum(size) - size)[sessions]
+    first = start[sessions]
     run, enough = _by_popularity(data, data.user[first], may, rows, rng)
     at = (first + rng.integers(0, size[sessions] - rows + 1))[:, None] + np.arange(rows)
     item, has[sessions[enough]] = data.item.copy(), True
@@ -107,7 +107,7 @@ def plant_explorations(
     seed: int = 0,  # Same seed, same explorations
 ) -> tuple[Interactions, np.ndarray]:  # As `plant`
     "Put a run of items of groups that are new to the person into sessions"
-    start = np.searchsorted(number, sessions)
+    start = runs_of(number)[0][sessions]
     if (start - data.offsets[:-1][data.user[start]] < window).any():
         raise ValueError(f"what is new needs {window} rows of the person before each session")
     last = group[data.item[start[:, None] - 1 - np.arange(window)]]
