@@ -171,7 +171,7 @@ def _batches(self: TextRec, train: Interactions, device):
     self.met, self.place = (torch.as_tensor(x, device=device) for x in (met, place))
     batches = SequenceRecommender._batches(self, train, device)
     few = Interactions.from_codes(train.user, place[train.item])
-    self.sampler = Negatives(few, device=device)
+    self.sampler = Negatives(few, self.options["power"], device=device)
     return batches
 
 
