@@ -62,7 +62,8 @@ def ranking_task(
         has &= np.isin(np.arange(len(has)), users)
     codes = np.flatnonzero(has).astype(np.int32)
     if not len(codes):
-        raise ValueError(f"truth has no item to find for any user ({len(truth)} rows): empty part?")
+        why = f"nobody has an unseen item to find among the {len(truth)} rows of truth"
+        raise ValueError(f"{why}; pass a part such as split.valid")
     find = find[codes]
     find.sort_indices()
     return Task(codes, find, None if mask is None else mask[codes], history, left_out)

@@ -317,8 +317,8 @@ def model_named(
                 import_module(f"{home}.{key}")
     if key not in Recommender._classes:
         raise ValueError(
-            f"model {key!r} is not known; import the module that defines it first "
-            f"({did_you_mean(key, Recommender._classes)})"
+            f"model {key!r} is not known ({did_you_mean(key, Recommender._classes)}); import the "
+            "module that defines it first. A section of params.yaml is made by `make_model`"
         )
     return Recommender._classes[key]
 

@@ -98,6 +98,8 @@ class ComiRec(MultiInterest):
     ):
         store_attr(but="training")
         self._set_options(training)
+        if extractor == "attention" and iterations != 3:
+            raise ValueError(f"iterations={iterations} does nothing where extractor is 'attention'")
 
 # %% ../../nbs/40_models/46_comirec.ipynb #1b306e1c
 @patch
@@ -156,7 +158,8 @@ def controlled(
     "Unseen items by score and by pairs of different categories"
     self._need_fit()
     check_k(k)
-    if self.items is None or column not in self.items:
+    check_settings({"pool": pool}, {"pool": COUNT})
+    if self.items is None:
         raise Unsupported(
             f"give fit(train, items=...) a table with {column!r}, lists of categories"
         )

@@ -87,6 +87,8 @@ def scan(
 ) -> Tensor:  # All states, at least in single precision, (b, L, 2n)
     "The states of a linear recurrence, made in the way that suits the device"
     u = u.to(torch.promote_types(u.dtype, torch.float32))
+    if not u.shape[1]:  # The compiled loop begins with a first step
+        return u
     return _Loop.apply(u, lam) if u.device.type == "cpu" else doubling(u, lam)
 
 # %% ../../nbs/40_models/44_lrurec.ipynb #c087647e
@@ -201,6 +203,26 @@ def _network(self: LRURec, train) -> Memory:
 
 # %% ../../nbs/40_models/44_lrurec.ipynb #d46c3f4b
 @patch
+def _check_next(self: LRURec, items: np.ndarray, memory: list | None):
+    "Refuse codes that no item has, and the memory of other people"
+    if items.ndim != 2 or not items.size or items.dtype.kind not in "iu":
+        raise ValueError(
+            "items must be codes, a row a person and a column a step, at least one of each; "
+            f"got {items.dtype} of shape {items.shape}"
+        )
+    if items.min() < 0 or items.max() >= self.n_items:
+        raise ValueError(
+            f"item codes must be 0 to {self.n_items - 1}, got {items.min()} to {items.max()}; "
+            "`data.interactions.id_codes` makes them from ids"
+        )
+    if memory is not None and len(memory[0]) != len(items):
+        raise ValueError(
+            f"items has {len(items)} people, memory {len(memory[0])}; "
+            "give the memory that `read_on` returned for these people"
+        )
+
+# %% ../../nbs/40_models/44_lrurec.ipynb #cc0305db
+@patch
 @torch.no_grad()
 def read_on(
     self: LRURec,
@@ -209,5 +231,7 @@ def read_on(
 ) -> tuple[np.ndarray, list]:  # Scores after the newest, float32 (b, n_items); what to keep
     "Scores after a few more items, without reading those before again"
     self._need_fit()
-    states, memory = self.net.read(torch.as_tensor(np.asarray(items)).long(), memory)
+    items = np.asarray(items)
+    self._check_next(items, memory)
+    states, memory = self.net.read(torch.as_tensor(items).long(), memory)
     return self._products(states[:, -1], self._vectors(self.net)).numpy(), memory

@@ -9,6 +9,7 @@ __all__ = ['OPTIONS', 'RULES', 'NeuralRecommender', 'own_seed']
 
 # %% ../../nbs/40_models/02_neural.ipynb #4d448b7a
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ class NeuralRecommender(Recommender):
 
     def _set_options(self, given: dict):
         "Keep the training options, refusing unknown ones"
+        takes = {*signature(type(self)).parameters, *self._options} - {"training"}
         for name in given:
             if name not in self._options:
-                raise TypeError(
-                    f"{type(self).__name__}: no option {name!r}; {did_you_mean(name, self._options)}"
-                )
+                near = did_you_mean(name, sorted(takes))
+                raise TypeError(f"{type(self).__name__}: no option {name!r}; {near}")
         self.given, self.options = dict(sorted(given.items())), self._options | given
         check_settings(self.options, self._rules)
         self._check_metric()

@@ -274,7 +274,8 @@ def run_study(
     "Run a study with its parameters and keep the executed copy"
     notebook = Path(notebook) if Path(notebook).exists() else root() / notebook
     if not notebook.exists():
-        raise StudyError(f"{notebook}: no such study")
+        there = [file.stem for file in notebook.parent.glob("[!.]*.ipynb")]
+        raise StudyError(f"{notebook}: no such study; {did_you_mean(notebook.stem, there)}")
     facts = provenance(check_given(notebook, given or {}))
     target = executed_path(notebook, name)
     failed = target.with_suffix(".failed.ipynb")
