@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.settings import COUNT, POSITIVE, UNIT, check_settings
+from .features import tags_of
 from .interactions import Interactions
 
 # %% ../../nbs/10_data/09c_sessions.ipynb #087a176d
@@ -43,7 +44,7 @@ def main_tag(
     column: str = "genres",
 ) -> tuple[np.ndarray, list[str]]:  # Code of each item's group, int64, (n_items,); names by code
     'The rarest tag of each item; items without one share the group ""'
-    each = items.set_index("item_id")[column].explode().dropna().astype(str)
+    each = tags_of(items, column).astype(str)
     count = each.map(each.value_counts())
     rarest = each.iloc[np.lexsort((each.to_numpy(), count.to_numpy()))].groupby(level=0).first()
     code, names = pd.factorize(rarest.reindex(pd.Index(item_ids)).fillna(""), sort=True)

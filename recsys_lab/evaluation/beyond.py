@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numba import njit
 
+from ..data.features import tags_of
 from .metrics import sorted_csr, threaded
 
 # %% ../../nbs/20_evaluation/01_beyond.ipynb #c2d87246
@@ -201,13 +202,12 @@ def tag_matrix(
     column: str = "genres",  # Holds lists of tags
 ) -> tuple[np.ndarray, list]:  # Zeros and ones, float32, shape (n_items, g); tag names, sorted
     "Zeros and ones for tags, one row an item code"
-    if missing := {"item_id", column} - set(items.columns):
-        raise ValueError(f"items has no column {sorted(missing)}; it has {list(items.columns)}")
-    known = items.drop_duplicates("item_id").set_index("item_id")[column].reindex(item_ids)
-    pairs = known.reset_index(drop=True).explode().dropna()
-    names = sorted(pairs.unique().tolist())
+    tags = tags_of(items, column)
+    row = pd.Index(item_ids).get_indexer(tags.index)
+    tags, row = tags[row >= 0], row[row >= 0]
+    names = sorted(tags.unique().tolist())
     out = np.zeros((len(item_ids), len(names)), np.float32)
-    out[pairs.index, pd.Index(names).get_indexer(pairs)] = 1
+    out[row, pd.Index(names).get_indexer(tags)] = 1
     return out, names
 
 # %% ../../nbs/20_evaluation/01_beyond.ipynb #9c9cdb34
