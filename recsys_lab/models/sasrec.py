@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.settings import COUNT, FLAG, SHARE, one_of
 from .layers import Dropout, attention, attention_weights, causal_attention
-from .positions import Gaps, rotary
+from .positions import Gaps, from_newest, rotary
 from .sequence import SequenceRecommender
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #fe1ca3cb
@@ -144,8 +144,7 @@ def begin(self: Transformer, items: Tensor, size: Tensor) -> Tensor:  # (b, L), 
     "What enters the first block"
     x = self.embed(items)
     if self.places is not None:
-        place = torch.arange(items.shape[1], device=items.device) + self.window - size.unsqueeze(1)
-        x = x + self.places(place.clamp_(max=self.window - 1))
+        x = x + self.places(from_newest(items.shape[1], size, self.window))
     return self.drop(x)
 
 # %% ../../nbs/40_models/16_sasrec.ipynb #1bb83d4c

@@ -20,6 +20,7 @@ from ..data.texts import item_texts
 from .factors import padded
 from .layers import Dropout, attention
 from .neural import OPTIONS, RULES, NeuralRecommender
+from .positions import from_newest
 from .sasrec import Block, check_heads
 from .titles import START, Trie, build_trie, title_pieces, title_rows
 from ..training.batches import SequenceBatches
@@ -78,8 +79,7 @@ class Speaker(nn.Module):
 @patch
 def since(self: Speaker, size: Tensor, n: int) -> Tensor:  # (b,) -> (b, n, d)
     "A vector for each of n titles, counted from the newest"
-    place = torch.arange(n, device=size.device)
-    return self.ago((place + self.window - size.unsqueeze(1)).clamp_(max=self.window - 1))
+    return self.ago(from_newest(n, size, self.window))
 
 
 @patch
