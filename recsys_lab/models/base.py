@@ -212,6 +212,7 @@ def recommend(
     users=None,  # User ids; None with no history: everyone
     *,
     history=None,  # Item ids of one person, or a list of such lists, oldest first
+    times=None,  # Seconds since 1970 of each item of `history`, for models that read times
     k: int = 10,  # List length; shorter where fewer items are allowed
     exclude_seen: bool = True,  # Leave out what is in the history?
     candidates=None,  # Item ids to choose from
@@ -220,7 +221,7 @@ def recommend(
     "The best `k` items for each user or history"
     self._need_fit()
     check_k(k)
-    whom = people(self, users, history)
+    whom = people(self, users, history, times)
     mask = item_mask(self, candidates, filters)
     found = ranked(self, whom, k, exclude_seen, mask)
     return titled(self, found, "user" if history is None else "history")

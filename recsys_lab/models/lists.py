@@ -58,36 +58,53 @@ def _as_list(name: str, values) -> list:
     return list(values)
 
 
+def _seconds(times, lists: list) -> np.ndarray:
+    "The times of all items, one after the other, int64; refused where they do not fit the lists"
+    wrong = f"times must hold a number for each item of the {len(lists)} histories, oldest first"
+    if len(times) != len(lists):
+        raise ValueError(f"{wrong}; got {len(times)} lists")
+    for n, (t, h) in enumerate(zip(times, lists, strict=True)):
+        if np.shape(t) != (len(h),) or np.any(np.diff(t) < 0):
+            raise ValueError(f"{wrong}; not so in history {n}, {len(h)} items beside times {t!r}")
+    return np.concatenate([np.asarray(t, np.int64) for t in times])
+
+# %% ../../nbs/40_models/00_lists.ipynb #40582ecb
 def as_histories(
     history,  # One list of item ids, or a list of such lists, oldest first
     item_ids: np.ndarray,  # The model's item ids, position = code
+    times=None,  # Seconds since 1970 of each item, same shape; None: nobody knows
 ) -> tuple[Histories, int]:  # Histories of codes, and how many ids were unknown
     "Raw histories of item ids as codes"
     history = _as_list("history", history)
     nested = bool(history) and not isinstance(history[0], str) and np.ndim(history[0]) > 0
     lists = [_as_list("history", h) for h in history] if nested else [history]
+    when = times if times is None else _seconds(times if nested else [times], lists)
     codes = id_codes(item_ids, [i for h in lists for i in h])
     row = np.repeat(np.arange(len(lists)), [len(h) for h in lists])
     keep = codes >= 0
     counts = np.bincount(row[keep], minlength=len(lists))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Histories(codes[keep].astype(np.int32), offsets, None), int((~keep).sum())
+    when = when if when is None else when[keep]
+    return Histories(codes[keep].astype(np.int32), offsets, when), int((~keep).sum())
 
 # %% ../../nbs/40_models/00_lists.ipynb #224f7bf3
 def people(
     model,  # A fitted `Recommender`
     users,  # Ids, one id, or None for everyone
     history,  # As in `as_histories`; or None
+    times=None,  # As in `as_histories`
 ) -> tuple[np.ndarray | None, np.ndarray, Histories]:  # Codes of known users, names, histories
     "Who is asked about"
     if history is None:
+        if times is not None:
+            raise ValueError("times belong to a history; those of known users are known")
         one = isinstance(users, (str, bytes)) or not isinstance(users, Iterable)
         ids = model.user_ids if users is None else [users] if one else list(users)
         codes = _user_codes(model.user_ids, ids)
         return codes, model.user_ids[codes], model.histories.take(codes)
     if users is not None:
         raise ValueError("give users or history, not both; score(users, histories) takes both")
-    histories, unknown = as_histories(history, model.item_ids)
+    histories, unknown = as_histories(history, model.item_ids, times)
     if unknown:
         total, empty = unknown + len(histories.items), (np.diff(histories.offsets) == 0).sum()
         warnings.warn(
