@@ -133,10 +133,10 @@ def _compared(board: pd.DataFrame) -> str:
 
 
 def _values(board: pd.DataFrame) -> str:
-    "Values of a board in which nothing is compared"
+    "Values that nothing is compared with"
     value = [interval(r.value, r.low, r.high, 4) for r in board.itertuples()]
     shown = {"data": board.data, "what": board.method, "measure": board.metric, "value": value}
-    return str(table_html(pd.DataFrame(shown), "95 % intervals"))
+    return str(table_html(pd.DataFrame(shown), "What an interval holds, the study says"))
 
 # %% ../../nbs/80_reporting/02d_study_boards.ipynb #5a6c48a5
 def _picture(board: pd.DataFrame):
@@ -173,6 +173,8 @@ def _study(name: str, board: pd.DataFrame, draw: Callable) -> str:
     text, more = ("".join(map(_part, p)) for p in (told[:FEW], told[FEW:]))
     if more:
         text += _folded(f"{len(told) - FEW} more comparisons of this study", more)
+    if rest := [p for p in parts if not (p.verdict != "").any()]:
+        text += _folded("what else this study measured", _values(pd.concat(rest)))
     return f"{head}{first}{text}"
 
 
