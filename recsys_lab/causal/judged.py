@@ -62,8 +62,8 @@ def judge(
     out = bootstrap(error, seed=seed).rename(columns={"metric": "estimator", "value": "error"})
     out["sd"], out["bias"] = error.std().to_numpy(), signed.mean().to_numpy()
     out["spread"] = signed.std().to_numpy()
-    least = error.eq(error.min(1), axis=0)
-    out["first"] = least.div(least.sum(1), axis=0).mean().to_numpy()
+    least = error.eq(error.min(axis=1), axis=0)
+    out["first"] = least.div(least.sum(axis=1), axis=0).mean().to_numpy()
     out = out.sort_values("error", kind="stable", ignore_index=True)
     return Judged(_beside_first(out, error, seed))
 

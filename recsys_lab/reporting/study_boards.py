@@ -47,7 +47,8 @@ def write_board(
 ) -> pd.DataFrame:  # As it was written
     "Check a study's board and write it as board.csv"
     board = board.assign(**{c: np.nan for c in BOARD[7:] if c not in board})
-    board = check_board(board.fillna({"control": "", "verdict": ""})).round(6)
+    text = {c: board[c].astype(object).fillna("") for c in ("control", "verdict") if c in board}
+    board = check_board(board.assign(**text)).round(6)
     Path(folder).mkdir(parents=True, exist_ok=True)
     board.to_csv(Path(folder) / "board.csv", index=False)
     return board
