@@ -74,14 +74,14 @@ def tags_of(
     "The tags of each item; a column that is missing or still one text is refused"
     if missing := {"item_id", column} - set(items.columns):
         raise ValueError(f"items has no column {sorted(missing)}; it has {list(items.columns)}")
-    known = items.drop_duplicates("item_id").set_index("item_id")[column].explode().dropna()
-    joined = known.astype(str).str.contains("|", regex=False)
-    if joined.any():
+    known = items.drop_duplicates("item_id").set_index("item_id")[column]
+    joined = known[[isinstance(v, str) and "|" in v for v in known]]
+    if len(joined):
         raise ValueError(
-            f"{column} must hold lists, and {int(joined.sum())} items have a text like "
-            f"{known[joined].iloc[0]!r}; take it apart: items[{column!r}].str.split('|')"
+            f"{column} must hold lists, and {len(joined)} items have a text like "
+            f"{joined.iloc[0]!r}; take it apart: items[{column!r}].str.split('|')"
         )
-    return known
+    return known.explode().dropna()
 
 # %% ../../nbs/10_data/09_features.ipynb #241ec998
 def _listed(column: pd.Series) -> bool:

@@ -206,10 +206,10 @@ def _further(array: pa.Array) -> np.ndarray:
 TIME_WORDS = {"time", "ts", "date", "datetime", "timestamp", "unix_timestamp"}
 
 
-def _tells_time(frame, name: str) -> bool:
+def _tells_time(column, name: str) -> bool:
     "Is a column one of moments, by its kind or by its name, such as `rated_at`?"
-    kind, words = frame[name].dtype, set(re.split("[^a-z]+", name.lower()))
-    polars = isinstance(frame, pl.DataFrame)
+    kind, words = column.dtype, set(re.split("[^a-z]+", name.lower()))
+    polars = isinstance(column, pl.Series)
     moments = kind.is_temporal() if polars else pd.api.types.is_datetime64_any_dtype(kind)
     return moments or name.lower() in TIME_WORDS or bool(words & {"at", "when", "date"})
 
@@ -229,7 +229,7 @@ def _names(frame, user: str, item: str, time: str | None) -> str | None:
         raise InputError(f"the table has columns {names} but 0 rows; is it the right file?")
     if time is None or time in names:
         return time
-    alike = [c for c in names if _tells_time(frame, c)]
+    alike = [str(c) for c in frame.columns if _tells_time(frame[c], str(c))]
     if alike or time != "timestamp":
         hint = f"pass time={alike[0]!r}" if alike else did_you_mean(time, names)
         raise InputError(f"column {time!r} is missing; {hint}, or time=None to go without times")
