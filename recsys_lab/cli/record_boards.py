@@ -67,6 +67,20 @@ def board_rows(
         rows.append(row | measured | dict(facts))
     return rows
 
+# %% ../../nbs/95_cli/01b_record_boards.ipynb #c6812d2a
+def _facts(
+    executed: Path,  # An executed study
+) -> dict:  # hardware, commit, seed, seconds
+    "What all rows of a board have in common; the seconds are the whole study's"
+    known = nbformat.read(executed, 4).metadata
+    told, took = known.get("recsys_lab", {}), known.get("papermill", {}).get("duration")
+    return {
+        "hardware": told.get("Hardware"),
+        "commit": told.get("Commit"),
+        "seed": 0,
+        "seconds": took,
+    }
+
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #b13c72ce
 def board_runs() -> Iterator[tuple[dict, pd.DataFrame]]:  # Parameters and facts; the board
     "Executed studies whose board is there"
@@ -76,9 +90,7 @@ def board_runs() -> Iterator[tuple[dict, pd.DataFrame]]:  # Parameters and facts
         file = root() / out / "board.csv"
         if path.name.endswith(".failed.ipynb") or not out.startswith(places) or not file.exists():
             continue
-        known = nbformat.read(path, 4).metadata.get("recsys_lab", {})
-        facts = {"hardware": known.get("Hardware"), "commit": known.get("Commit"), "seed": 0}
-        yield {"name": Path(out).name, **facts}, check_board(pd.read_csv(file), str(file))
+        yield {"name": Path(out).name} | _facts(path), check_board(pd.read_csv(file), str(file))
 
 
 def record_boards(
@@ -88,7 +100,7 @@ def record_boards(
     found = []
     for run, board in board_runs():
         if name in (None, run["name"]):
-            facts = {k: run[k] for k in ("hardware", "commit", "seed")}
+            facts = {k: v for k, v in run.items() if k != "name"}
             found.append((run["name"], board_rows(board, facts)))
     for which, rows in found:  # All are good before the first is written
         records.upsert(rows)
