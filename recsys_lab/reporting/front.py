@@ -340,7 +340,8 @@ def recorded_board(
     wanted = {"value": "mean", "low": "mean", "high": "mean", "n": "first"}
     board = rows.groupby(["model", "metric"], as_index=False, sort=False).agg(wanted)
     cost = rows.groupby("model")[["seconds", "peak_mb"]].mean()
-    return board, {"train (s)": cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
+    took = "train (s)" if rows.params_sha256.notna().any() else "whole study (s)"
+    return board, {took: cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #ffd6aa39
 def paired_table(
