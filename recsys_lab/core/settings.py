@@ -6,7 +6,7 @@ Docs: https://recsys-lab.github.io/recsys_lab/00_core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['COUNT', 'NUMBER', 'POSITIVE', 'NOT_NEGATIVE', 'UNIT', 'FLAG', 'SHARE', 'Setting', 'one_of', 'or_none',
-           'check_settings']
+           'check_settings', 'check_read']
 
 # %% ../../nbs/00_core/05_settings.ipynb #b1f60988
 from collections.abc import Callable, Mapping
@@ -39,8 +39,9 @@ SHARE = Setting("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 
 def one_of(
     *choices,  # Allowed values
 ) -> Setting:
-    "One of a few values"
-    return Setting(f"one of {list(choices)}", lambda v: v in choices)
+    "One of a few values, or one value alone"
+    words = f"one of {list(choices)}" if len(choices) > 1 else repr(choices[0])
+    return Setting(words, lambda v: v in choices)
 
 
 def or_none(
@@ -58,3 +59,17 @@ def check_settings(
     for name, rule in rules.items():
         if not rule.holds(given[name]):
             raise ValueError(f"{name} must be {rule.words}, got {given[name]!r}")
+
+# %% ../../nbs/00_core/05_settings.ipynb #cec40963
+def check_read(
+    given: Mapping,  # Name -> value
+    usual: Mapping,  # Name -> its default
+    needs: Mapping[str, tuple[str, Setting]],  # Name -> the other setting, and what that must be
+):
+    "Refuse the first value that was changed and does nothing, by `ValueError`"
+    for name, (other, rule) in needs.items():
+        if given[name] != usual[name] and not rule.holds(given[other]):
+            raise ValueError(
+                f"{name}={given[name]!r} does nothing where {other} is {given[other]!r}; "
+                f"{other} must be {rule.words}"
+            )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from ..core.settings import COUNT, FLAG, NOT_NEGATIVE, SHARE, or_none
+from ..core.settings import COUNT, FLAG, NOT_NEGATIVE, SHARE, one_of, or_none
 from ..data.interactions import Histories
 from .layers import Dropout
 from .sequence import SequenceRecommender
@@ -164,12 +164,7 @@ class MultiInterest(SequenceRecommender):
     sharpness: float | None = None  # Of the answer's choice; None: the nearest interest
     _options = SequenceRecommender._options | {"served": False}  # Train what is served?
     _rules = SequenceRecommender._rules | {"served": FLAG}
-
-    def _check_settings(self):
-        "Refuse settings that cannot work, alone or together"
-        super()._check_settings()
-        if self.options["served"] and self.options["loss"] != "ce":
-            raise ValueError(f"served=True needs loss 'ce', got {self.options['loss']!r}")
+    _needs = SequenceRecommender._needs | {"served": ("loss", one_of("ce"))}
 
     def _loss(self, net: nn.Module, batch) -> Tensor:
         "Loss of all positions that count"
@@ -227,6 +222,7 @@ class MIND(MultiInterest):
     "Multi-interest network with dynamic routing"
 
     _settings = _RULES
+    _needs = MultiInterest._needs | {"sharpness": ("served", one_of(False))}
 
     def __init__(
         self,

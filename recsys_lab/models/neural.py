@@ -23,6 +23,7 @@ from recsys_lab.core.settings import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    check_read,
     check_settings,
     one_of,
     or_none,
@@ -68,6 +69,7 @@ class NeuralRecommender(Recommender):
     "A recommender whose `_network`, `_batches` and `_loss` are trained by the learner"
 
     _options, _rules = OPTIONS, RULES  # A family of models may add its own
+    _needs: dict = {}  # Settings that only another one's value lets be read; see `check_read`
     checkpoint: Path | None = None  # Folder to resume from
     log: Path | None = None  # File of JSON lines
     curve: list[dict] | None = None  # An epoch a row; None: not trained here but loaded
@@ -88,6 +90,14 @@ class NeuralRecommender(Recommender):
     def config(self) -> dict:
         "The constructor's arguments, and the training options that were given"
         return super().config() | self.given
+
+# %% ../../nbs/40_models/02_neural.ipynb #0e3b044b
+@patch
+def _check_settings(self: NeuralRecommender):
+    "Refuse settings that cannot work, alone or together"
+    Recommender._check_settings(self)
+    usual = {n: p.default for n, p in signature(type(self)).parameters.items()}
+    check_read(self.config() | self.options, usual | self._options, self._needs)
 
 # %% ../../nbs/40_models/02_neural.ipynb #d8674d8a
 @contextmanager

@@ -37,11 +37,12 @@ OBJECTIVE = {
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #b8f6fcb4
 READ_BY = {  # The losses that an option is for
-    "negatives": ("sampled", "bce", "gbce"),
-    "shared": ("sampled", "bce", "gbce"),
-    "power": ("sampled", "bce"),
-    "calibration": ("gbce",),
-    "smoothing": ("ce",),
+    "negatives": ("loss", one_of("sampled", "bce", "gbce")),
+    "shared": ("loss", one_of("sampled", "bce", "gbce")),
+    "power": ("loss", one_of("sampled", "bce")),
+    "calibration": ("loss", one_of("gbce")),
+    "smoothing": ("loss", one_of("ce")),
+    "half": ("loss", one_of("ce")),
 }
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #9c89d2ed
@@ -62,7 +63,7 @@ class SequenceRecommender(NeuralRecommender):
 
     uses_order = True
     uses_times = False  # Is the network given times too?
-    _options, _rules = OPTIONS | OBJECTIVE, RULES | OBJECTIVE_RULES
+    _options, _rules, _needs = OPTIONS | OBJECTIVE, RULES | OBJECTIVE_RULES, READ_BY
 
     def _check_settings(self):
         "Refuse settings that cannot work, alone or together"
@@ -70,12 +71,6 @@ class SequenceRecommender(NeuralRecommender):
         o, window = self.options, self.window
         if o["stride"] not in ("window", None, *range(1, window + 1)):
             raise ValueError(f"stride must be 'window', None or 1 to {window}, got {o['stride']!r}")
-        for name, losses in READ_BY.items():
-            if o[name] != OBJECTIVE[name] and o["loss"] not in losses:
-                raise ValueError(
-                    f"{name}={o[name]!r} does nothing where loss is {o['loss']!r}; "
-                    f"it is for loss {' or '.join(map(repr, losses))}"
-                )
 
 # %% ../../nbs/40_models/04a_sequence.ipynb #5f9be57f
 @patch
