@@ -17,7 +17,7 @@ from scipy.special import betaln, gammaln
 
 from ..core.settings import COUNT, POSITIVE, UNIT, Setting, check_settings, or_none
 from .interactions import Interactions, ragged_index
-from .sessions import _groups, _next_same, _user_and_group, runs_of
+from .sessions import next_same, rows_group, runs_of, user_and_group
 
 # %% ../../nbs/10_data/09h_binges.ipynb #fe28d243
 def at_least(
@@ -41,9 +41,9 @@ def alikeness(
     group: np.ndarray | None = None,  # Group of each item, (n_items,); None: the items themselves
 ) -> float:  # From 0.01 (each person has one group) to a million (all have the same shares)
     "The strength under which people's counts of groups are most likely"
-    of = _groups(data, group)
+    of = rows_group(data, group)
     q, total = np.bincount(of) / max(len(of), 1), data.user_counts()
-    key, count = np.unique(_user_and_group(data, of), return_counts=True)
+    key, count = np.unique(user_and_group(data, of), return_counts=True)
     code = key % (int(of.max(initial=0)) + 1)
     cell, times = np.unique(np.stack([code, count]), axis=1, return_counts=True)
     q, c, total = q[cell[0]], cell[1], total[total > 0]
@@ -74,7 +74,7 @@ def _pairs(
     data: Interactions, number: np.ndarray, group: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     "Each session and group in it: rows, those before, the last of these (-1: none); rows by pair"
-    key = _user_and_group(data, group)
+    key = user_and_group(data, group)
     order = np.argsort(key, kind="stable")
     key, session = key[order], number[order]
     first = runs_of(key * (int(number.max(initial=0)) + 1) + session)[0]
@@ -105,7 +105,7 @@ def fullest_window(
 ) -> np.ndarray:  # Rows, int64, one number a session
     "The most rows of one group in a window within each session"
     check_settings({"window": window}, {"window": COUNT})
-    pair, order = _pairs(data, number, _groups(data, group))
+    pair, order = _pairs(data, number, rows_group(data, group))
     most = np.zeros(int(number.max(initial=-1)) + 1, np.int64)
     np.maximum.at(most, pair["session"], _fullest(pair["rows"], order, window))
     return most
@@ -164,7 +164,7 @@ def binges(
 ) -> pd.DataFrame:  # p, group (-1: none) and binge (0, 1; -1: not judged), a row a session
     "Sessions with a run of one thing that their user's habits do not explain"
     _check(windows, least, strength, known, alpha)
-    of, (_, rows, past) = _groups(data, group), _history(data, number)
+    of, (_, rows, past) = rows_group(data, group), _history(data, number)
     share, alike = np.bincount(of) / max(len(of), 1), strength or alikeness(data, group)
     pair, order = _pairs(data, number, of)
     some = (pair["rows"] >= least) & (past[pair["session"]] >= known)
@@ -178,11 +178,11 @@ def binges(
 # %% ../../nbs/10_data/09h_binges.ipynb #1e646747
 def _known_mass(data: Interactions, of: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:
     "Sum over groups among the `n` rows before each row: their earlier rows and their `weight`"
-    key, row = _user_and_group(data, of), np.arange(len(data))
+    key, row = user_and_group(data, of), np.arange(len(data))
     order, nth = np.argsort(key, kind="stable"), np.empty(len(data))
     start, size = runs_of(key[order])
     nth[order] = row - np.repeat(start, size) + 1
-    stop = np.minimum.reduce([_next_same(data, of), row + n, data.offsets[1:][data.user] - 1])
+    stop = np.minimum.reduce([next_same(data, of), row + n, data.offsets[1:][data.user] - 1])
     value = nth + weight[of]
     gone = np.bincount(stop + 1, value, len(data) + 1)[: len(data)].cumsum()
     return np.cumsum(value) - value - gone
@@ -224,7 +224,7 @@ def explorations(
     "Sessions with a run of new things that their user's habits do not explain"
     _check(windows, least, strength, known, alpha)
     check_settings({"window": window}, {"window": COUNT})
-    of, (start, rows, past) = _groups(data, group), _history(data, number)
+    of, (start, rows, past) = rows_group(data, group), _history(data, number)
     alike = strength or alikeness(data, group)
     table, hit = _novelty(data, number, of, window)
     mass = _known_mass(data, of, alike * np.bincount(of) / max(len(of), 1), window)[start]
