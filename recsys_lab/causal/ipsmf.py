@@ -13,7 +13,7 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor
 
 from .ratings import RATING_RULES, Factors, RatingModel, penalty
-from ..core.settings import COUNT, NOT_NEGATIVE, NUMBER, one_of, or_none
+from ..core.settings import COUNT, NOT_NEGATIVE, NUMBER, POSITIVE, one_of, or_none
 
 # %% ../../nbs/50_causal/03_ipsmf.ipynb #a32ac1ca
 def weighted_loss(
@@ -28,15 +28,15 @@ def weighted_loss(
     return total / (weight.sum() if weighting == "snips" else len(error))
 
 # %% ../../nbs/50_causal/03_ipsmf.ipynb #44da43a3
+_RULES = RATING_RULES | {"weighting": one_of("none", "ips", "snips"), "draws": COUNT}
+_RULES |= {"missing": NOT_NEGATIVE, "guess": or_none(NUMBER)}
+_NEEDS = dict.fromkeys(("draws", "guess"), ("missing", POSITIVE))
+
+# %% ../../nbs/50_causal/03_ipsmf.ipynb #97e5e7a7
 class IPSMF(RatingModel):
     "Biased matrix factorisation of ratings, weighted by inverse propensities"
 
-    _settings = RATING_RULES | {
-        "weighting": one_of("none", "ips", "snips"),
-        "missing": NOT_NEGATIVE,
-        "guess": or_none(NUMBER),
-        "draws": COUNT,
-    }
+    _settings, _needs = _RULES, _NEEDS
     weighted = property(lambda self: self.weighting != "none")
 
     def __init__(

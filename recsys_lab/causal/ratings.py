@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .propensity import KINDS, fit_propensity
 from ..core.params import did_you_mean
-from ..core.settings import COUNT, NOT_NEGATIVE, SHARE, Setting, check_settings, or_none
+from ..core.settings import COUNT, NOT_NEGATIVE, SHARE, Setting, or_none
 from ..data.interactions import Interactions
 from ..evaluation.pairs import pair_truth
 from ..models.bprmf import rows_l2
@@ -113,10 +113,6 @@ class RatingModel(NeuralRecommender, SVD):
     weighted = True  # Do weights take part in the loss?
     neighbours = 10  # Known users whose vectors make a stranger's
     seed = property(lambda self: self.options["seed"])
-
-    def _check_settings(self):
-        "Refuse wrong settings"
-        check_settings(self.config(), self._settings)
 
     def _fit(self, train, valid, items, users):
         "Learn what was probable to be seen, then train"

@@ -55,7 +55,7 @@ def _measured(board: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #a2346638
 def board_rows(
     board: pd.DataFrame,  # As a study wrote it
-    facts: Mapping,  # hardware, commit, seed
+    facts: Mapping,  # hardware, commit, seed, seconds
 ) -> list[dict]:  # Rows of the benchmark file
     "The measurements of a board, as far as the benchmark file defines them"
     protocols, rows = params("protocol"), []

@@ -40,7 +40,7 @@ def one_of(
     *choices,  # Allowed values
 ) -> Setting:
     "One of a few values, or one value alone"
-    words = f"one of {list(choices)}" if len(choices) > 1 else repr(choices[0])
+    words = repr(choices[0]) if len(choices) == 1 else f"one of {list(choices)}"
     return Setting(words, lambda v: v in choices)
 
 

@@ -17,7 +17,7 @@ from scipy.special import betaln, gammaln
 
 from ..core.settings import COUNT, POSITIVE, UNIT, Setting, check_settings, or_none
 from .interactions import Interactions, ragged_index
-from .sessions import next_same, rows_group, runs_of, user_and_group
+from .sessions import group_of, next_same, runs_of, user_and_group
 
 # %% ../../nbs/10_data/09h_binges.ipynb #fe28d243
 def at_least(
@@ -41,7 +41,7 @@ def alikeness(
     group: np.ndarray | None = None,  # Group of each item, (n_items,); None: the items themselves
 ) -> float:  # From 0.01 (each person has one group) to a million (all have the same shares)
     "The strength under which people's counts of groups are most likely"
-    of = rows_group(data, group)
+    of = group_of(data, group)
     q, total = np.bincount(of) / max(len(of), 1), data.user_counts()
     key, count = np.unique(user_and_group(data, of), return_counts=True)
     code = key % (int(of.max(initial=0)) + 1)
@@ -105,7 +105,7 @@ def fullest_window(
 ) -> np.ndarray:  # Rows, int64, one number a session
     "The most rows of one group in a window within each session"
     check_settings({"window": window}, {"window": COUNT})
-    pair, order = _pairs(data, number, rows_group(data, group))
+    pair, order = _pairs(data, number, group_of(data, group))
     most = np.zeros(int(number.max(initial=-1)) + 1, np.int64)
     np.maximum.at(most, pair["session"], _fullest(pair["rows"], order, window))
     return most
@@ -164,7 +164,7 @@ def binges(
 ) -> pd.DataFrame:  # p, group (-1: none) and binge (0, 1; -1: not judged), a row a session
     "Sessions with a run of one thing that their user's habits do not explain"
     _check(windows, least, strength, known, alpha)
-    of, (_, rows, past) = rows_group(data, group), _history(data, number)
+    of, (_, rows, past) = group_of(data, group), _history(data, number)
     share, alike = np.bincount(of) / max(len(of), 1), strength or alikeness(data, group)
     pair, order = _pairs(data, number, of)
     some = (pair["rows"] >= least) & (past[pair["session"]] >= known)
@@ -224,7 +224,7 @@ def explorations(
     "Sessions with a run of new things that their user's habits do not explain"
     _check(windows, least, strength, known, alpha)
     check_settings({"window": window}, {"window": COUNT})
-    of, (start, rows, past) = rows_group(data, group), _history(data, number)
+    of, (start, rows, past) = group_of(data, group), _history(data, number)
     alike = strength or alikeness(data, group)
     table, hit = _novelty(data, number, of, window)
     mass = _known_mass(data, of, alike * np.bincount(of) / max(len(of), 1), window)[start]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.settings import COUNT
 from .graph import Propagate
 from .lightgcn import LightGCN
-from .mf import RULES, catalogue_loss
+from .mf import NEEDS, RULES, catalogue_loss
 from ..training.batches import UserBatches
 from ..training.row_losses import unit
 
@@ -24,7 +24,7 @@ class GraphMF(LightGCN):
     "Cosines of vectors smoothed over the user–item graph, with a loss over all items"
 
     counts_repeats = False
-    _settings = RULES | {"layers": COUNT}
+    _settings, _needs = RULES | {"layers": COUNT}, NEEDS
 
     def __init__(
         self,

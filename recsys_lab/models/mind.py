@@ -164,7 +164,7 @@ class MultiInterest(SequenceRecommender):
     sharpness: float | None = None  # Of the answer's choice; None: the nearest interest
     _options = SequenceRecommender._options | {"served": False}  # Train what is served?
     _rules = SequenceRecommender._rules | {"served": FLAG}
-    _needs = SequenceRecommender._needs | {"served": ("loss", one_of("ce"))}
+    _needs = SequenceRecommender._needs | {"loss": ("served", one_of(False))}
 
     def _loss(self, net: nn.Module, batch) -> Tensor:
         "Loss of all positions that count"

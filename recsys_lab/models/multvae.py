@@ -68,6 +68,7 @@ class MultVAE(NeuralRecommender):
 
     counts_repeats = False
     _settings = _RULES
+    _needs = dict.fromkeys(("beta", "anneal", "noise"), ("kind", one_of("vae")))
 
     def __init__(
         self,

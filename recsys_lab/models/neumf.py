@@ -310,6 +310,7 @@ class NeuMF(PairScorer):
     "Neural matrix factorisation, trained to tell taken pairs from drawn ones"
 
     _settings = _RULES
+    _needs = {"pretrain": ("kind", one_of("neumf"))}
 
     def __init__(
         self,
@@ -331,14 +332,6 @@ class NeuMF(PairScorer):
         self._set_options(training)
 
 # %% ../../nbs/40_models/23_neumf.ipynb #237004f9
-@patch
-def _check_settings(self: NeuMF):
-    "Refuse settings that cannot work"
-    NeuralRecommender._check_settings(self)
-    if self.pretrain and self.kind != "neumf":
-        raise ValueError(f"pretrain joins two parts: kind must be 'neumf', got {self.kind!r}")
-
-
 @patch
 def _batches(self: NeuMF, train, device) -> PointBatches:
     return PointBatches(train, self.batch_size, self.negatives, device=device)

@@ -69,7 +69,7 @@ class NeuralRecommender(Recommender):
     "A recommender whose `_network`, `_batches` and `_loss` are trained by the learner"
 
     _options, _rules = OPTIONS, RULES  # A family of models may add its own
-    _needs: dict = {}  # Settings that only another one's value lets be read; see `check_read`
+    _needs: dict = {}  # Setting -> (the other, what it must be) for it to be read
     checkpoint: Path | None = None  # Folder to resume from
     log: Path | None = None  # File of JSON lines
     curve: list[dict] | None = None  # An epoch a row; None: not trained here but loaded

@@ -38,6 +38,7 @@ class XSimGCL(LightGCN):
     "LightGCN with a contrast of views: XSimGCL and SimGCL (`views='noise'`), without its first layer, or SGL (`views='edge'`)"
 
     _settings = LightGCN._settings | _RULES
+    _needs = {"drop": ("views", one_of("edge"))}
 
     def __init__(
         self,

@@ -339,9 +339,9 @@ def recorded_board(
     rows["model"] = [f"{m}-{v}" if v else m for m, v in zip(rows.model, rows.variant, strict=True)]
     wanted = {"value": "mean", "low": "mean", "high": "mean", "n": "first"}
     board = rows.groupby(["model", "metric"], as_index=False, sort=False).agg(wanted)
+    rows["seconds"] = rows.seconds.where(rows.params_sha256.notna())  # Else a whole study's
     cost = rows.groupby("model")[["seconds", "peak_mb"]].mean()
-    took = "train (s)" if rows.params_sha256.notna().any() else "whole study (s)"
-    return board, {took: cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
+    return board, {"train (s)": cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #ffd6aa39
 def paired_table(
