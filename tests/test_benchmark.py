@@ -23,6 +23,12 @@ def test_rows_say_where_they_come_from():
     assert ROWS[["hardware", "commit", "seed"]].notna().all().all()
 
 
+def test_a_training_says_how_long_it_took():
+    trained = ROWS[ROWS.params_sha256.notna()]
+    silent = trained[~(trained.seconds > 0) | trained.peak_mb.isna()]
+    assert silent.empty, sorted(set(zip(silent.protocol, silent.model, strict=True)))
+
+
 def test_a_leaderboard_holds_its_models_only():
     "A study's row under a leaderboard's name would be read as that model's number"
     boards = {p: set(params("run").get(p, {})) for p in params("run")}
