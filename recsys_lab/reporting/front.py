@@ -341,7 +341,8 @@ def recorded_board(
     board = rows.groupby(["model", "metric"], as_index=False, sort=False).agg(wanted)
     rows["seconds"] = rows.seconds.where(rows.params_sha256.notna())  # Else a whole study's
     cost = rows.groupby("model")[["seconds", "peak_mb"]].mean()
-    return board, {"train (s)": cost.seconds.to_dict(), "peak MB": cost.peak_mb.to_dict()}
+    named = {"train (s)": cost.seconds, "peak MB": cost.peak_mb}
+    return board, {k: v.to_dict() for k, v in named.items() if v.notna().any()}
 
 # %% ../../nbs/80_reporting/03a_front.ipynb #ffd6aa39
 def paired_table(
