@@ -13,7 +13,6 @@ from recsys_lab.models.checker import check_recommender
 from recsys_lab.models.registry import make_model, model_class
 
 ROOT = Path(__file__).resolve().parents[1]
-MULTVAE = {"dim": 8, "hidden": 32, "epochs": 16, "lr": 0.02, "anneal": 20}
 NEUMF = {"dim": 8, "layers": [16, 8], "negatives": 1, "epochs": 16, "lr": 0.03, "batch_size": 256}
 CLICKS = {"dim": 8, "layers": [16], "epochs": 30, "lr": 0.02, "batch_size": 256, "dropout": 0.0}
 RATINGS = {"dim": 2, "lr": 0.05, "batch_size": 256, "epochs": 40, "reg": 0.1}
@@ -26,7 +25,7 @@ SMALL = {
     "mf-ccl": {"dim": 8, "epochs": 30, "lr": 0.05, "weight": 5.0},
     "xsimgcl-sgl": {"dim": 8, "layers": 2, "epochs": 20, "lr": 0.05},
     "gfcf-bspm": {"factors": 2},
-    "multvae-dae": MULTVAE,
+    "multvae-dae": {"dim": 8, "hidden": 32, "epochs": 16, "lr": 0.02},
     "neumf-gmf": NEUMF,
     "neumf-mlp": NEUMF,
     **dict.fromkeys(("ipsmf-none", "ipsmf-snips", "ipsmf-missing"), RATINGS),
