@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from .record import ran_with
+from .record import measured_at, ran_with
 from ..core.files import root
 from ..core.params import params, read_yaml
 from ..reporting import records
@@ -73,13 +73,9 @@ def _facts(
 ) -> dict:  # hardware, commit, seed, seconds
     "What all rows of a board have in common; the seconds are the whole study's"
     known = nbformat.read(executed, 4).metadata
-    told, took = known.get("recsys_lab", {}), known.get("papermill", {}).get("duration")
-    return {
-        "hardware": told.get("Hardware"),
-        "commit": told.get("Commit"),
-        "seed": 0,
-        "seconds": took,
-    }
+    where, took = known.get("recsys_lab", {}).get("Hardware"), known.get("papermill", {})
+    facts = {"hardware": where, "commit": measured_at(executed), "seed": 0}
+    return facts | {"seconds": took.get("duration")}
 
 # %% ../../nbs/95_cli/01b_record_boards.ipynb #b13c72ce
 def board_runs() -> Iterator[tuple[dict, pd.DataFrame]]:  # Parameters and facts; the board
